@@ -79,6 +79,7 @@ def _compare(options: argparse.Namespace) -> int:
             raise OSError(f"there is no file {path}.")
         if path.is_dir():
             raise OSError(f"{path} is a folder, not a file.")
+        # A file that may not be read is reported as such, before libraries are loaded.
         with path.open("rb"):
             pass
     for path in (options.csv, options.html, options.json if options.json != "-" else None):
@@ -121,6 +122,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _names(real: Path, synthetic: Path) -> tuple[str, str]:
     """The files' names, or their paths where these are the same."""
+    # A report shows names in every line: the shortest that tell the files apart.
     if real.name != synthetic.name:
         return real.name, synthetic.name
     if str(real) != str(synthetic):

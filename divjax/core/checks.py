@@ -69,6 +69,7 @@ def check_positive(**values: object) -> None:
         >>> check_positive(bandwidth=1.0, epsilon=(0.1, 1.0))
     """
     for name, value in _numbers(values):
+        # Negated, so that NaN is refused too.
         if not value > 0:
             raise ValueError(f"{name} must be a positive number; got {value}.")
 

@@ -71,6 +71,7 @@ def cumulative_sums(z: Float[Array, " n"]) -> tuple[Float[Array, " n"], Float[Ar
     ends, within = jax.lax.scan(step, nothing, runs.T)
     zero = jnp.zeros((), z.dtype)
     _, before = jax.lax.scan(lambda so_far, end: (add(so_far, end), so_far), (zero, zero), ends)
+    # Each run continues at the sum of all runs before it.
     high, low = add(before, within)
     return high.T.reshape(-1)[: z.shape[0]], low.T.reshape(-1)[: z.shape[0]]
 

@@ -211,6 +211,7 @@ def _quantile(rows: Float[Array, "n d"], level: Float[Array, ""]) -> Float[Array
 
     def narrow(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
+        # A pass over the pairs counts at two levels, and leaves a third of the bracket.
         left, right = (2 * low + high) / 3, (low + 2 * high) / 3
         in_left, in_right = level <= fractions_below(rows, [jnp.exp(left), jnp.exp(right)])
         low = jnp.where(in_left, low, jnp.where(in_right, left, right))
@@ -218,6 +219,7 @@ def _quantile(rows: Float[Array, "n d"], level: Float[Array, ""]) -> Float[Array
 
     start = jnp.asarray(lowest, rows.dtype), highest
     low, high = jax.lax.fori_loop(0, num_passes, narrow, start)
+    # The bracket's middle, halved for the root of a square.
     return jnp.exp((low + high) / 4)
 
 

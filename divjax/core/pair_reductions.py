@@ -56,6 +56,7 @@ def _leafwise(combine: Callable[[Array, Array], Array], identity: float) -> Redu
 def _log_add(left: Array, right: Array) -> Array:
     """The log of eˡ + eʳ, −∞ with derivatives of zero if both terms are zero."""
     top = jax.lax.stop_gradient(jnp.maximum(left, right))
+    # The difference of two infinities of one sign would be NaN.
     top = jnp.where(jnp.isfinite(top), top, 0)
     return top + safe_log(jnp.exp(left - top) + jnp.exp(right - top))
 
@@ -116,12 +117,14 @@ def reduce_pairs(
     of_size = lambda column: jax.ShapeDtypeStruct(
         (m // num_blocks, *column.shape[1:]), column.dtype
     )
+    # The loop starts at the reduction's identity, of the shapes that a block of columns gives.
     shapes = jax.eval_shape(of_block, *map(of_size, columns))
     fill = lambda value, part: jax.tree.map(lambda leaf: jnp.full_like(leaf, value), part)
     start = shared_rows(jax.tree.map(fill, reduction.identity, shapes))
     step = lambda block: (of_block(*block), ())
     found, _ = fold_blocks(step, reduction.combine, start, columns, size)
     leaves, structure = jax.tree.flatten(found)
+    # `finish` is not linear, in general, and takes the reduction over all columns.
     last = lambda *given: finish(structure.unflatten(given[: len(leaves)]), *given[len(leaves) :])
     return map_row_blocks(last, 1, *leaves, *rows)
 
@@ -129,6 +132,7 @@ def reduce_pairs(
 def _blocks_of_columns(columns: tuple[Array, ...]) -> tuple[int, int]:
     """In how many blocks devices receive the columns, and of how many from each device."""
     mesh, m = mesh_in_use(), columns[0].shape[0]
+    # Equal shares need as many columns as a multiple of the number of devices.
     if mesh is None or m % mesh.size:
         return 1, m
     share, numbers = m // mesh.size, sum(column.size for column in columns)

@@ -92,9 +92,11 @@ def common_center(
     if used is not None:
         finite, count = finite | ~used[:, None], jnp.sum(used)
     if n <= _ROWS_OF_CENTER:
+        # Rows that are not used are sorted to the end, beyond the middle of the others.
         rows = x if used is None else jnp.where(used[:, None], x, jnp.inf)
         middle = (n - 1) // 2 if used is None else jnp.maximum(count - 1, 0) // 2
     else:
+        # The median of an even spread of rows is as good a centre, and sorts few of many.
         middle = (_ROWS_OF_CENTER - 1) // 2
         shares = spread_shares(_ROWS_OF_CENTER)
         if used is None:
@@ -286,9 +288,11 @@ def differences_product(
     if x.shape[1] <= DIFFERENCES_UP_TO:
         terms = ((x[:, i, None] - y[:, i]) * (u[:, i, None] - v[:, i]) for i in range(x.shape[1]))
         return functools.reduce(jnp.add, terms)
+    # Multiplied out, it takes products of matrices alone.
     own_x, own_y = jnp.sum(x * u, axis=1), jnp.sum(y * v, axis=1)
     products = own_x[:, None] + own_y - matmul(x, v.T) - matmul(u, y.T)
     held, fixed_x, fixed_y, fixed_u, fixed_v = jax.lax.stop_gradient((products, x, y, u, v))
+    # They cancel for points that are nearer to each other than to the origin.
     lost = is_lost(_products(fixed_x, fixed_y), fixed_x, fixed_y, same)
     again = lambda _: _products_by_differences(fixed_x, fixed_y, fixed_u, fixed_v)
     return with_slopes_of(products, if_needed(lost, again, held))

@@ -225,6 +225,7 @@ def in_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         if set(jax.sharding.get_abstract_mesh().axis_types or ()) != {AxisType.Explicit}:
             return function(*args, **kwargs)
+        # `auto_axes` takes arrays alone: everything else is closed over, in its place.
         leaves, structure = jax.tree.flatten((args, kwargs))
         arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
         any_function: Any = function

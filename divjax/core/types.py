@@ -147,6 +147,7 @@ def summary(self: Any) -> str:
     if dataclasses.is_dataclass(self):
         names = [field.name for field in dataclasses.fields(self)]
     else:
+        # Results are frozen dataclasses or named tuples.
         names = list(self._fields)
     shown = ", ".join(f"{name}={_short(name, getattr(self, name))}" for name in names)
     return f"{type(self).__name__}({shown})"
@@ -270,6 +271,7 @@ def normal_estimate(
     confidence_level: ArrayLike = 0.95,
 ) -> Estimate:
     """An estimate with the interval of a nearly normal one."""
+    # Numbers of rows are integers, and all numbers of an estimate have its dtype.
     size = jnp.asarray(effective_sample_size, value.dtype)
     interval = normal_interval(value, std_error, confidence_level)
     return Estimate(value, std_error, interval, size, diagnostics)

@@ -91,6 +91,7 @@ def aggregated_mmd_test(
     """
     check_key(key)
     check_count(1, num_permutations=num_permutations)
+    # The default kernels depend on the samples. For the checks any Gaussian stands for them.
     given = (Gaussian(),) if kernels is None else kernels
     if not isinstance(given, (list, tuple)) or not given:
         raise ValueError(f"kernels must be a sequence of at least one kernel; got {kernels!r}.")

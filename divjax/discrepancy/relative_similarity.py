@@ -74,6 +74,7 @@ def relative_mmd_test(
     """
     check_gram_kernel(kernel)
     radial = is_radial(kernel)
+    # Only a kernel of differences is the same for centred samples.
     if radial:
         _, x, y, z = centered_samples(x=x, y=y, z=z)
     else:

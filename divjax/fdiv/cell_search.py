@@ -111,6 +111,7 @@ def _box_distances(rows: _Partition, columns: _Partition, euclidean: bool) -> Ca
     """`(lower, upper) -> "b cells"`: at most the distances between points of any two cells."""
 
     def distances(lower: Float[Array, "b d"], upper: Float[Array, "b d"]) -> Float[Array, "b c"]:
+        # Either one interval begins beyond the end of the other, or they overlap at distance zero.
         gaps = (
             jnp.maximum(
                 jnp.maximum(
@@ -217,4 +218,5 @@ def _looked_at_all(
         return start + _ROWS_AGAIN, jax.tree.map(put, output, found)
 
     start = jnp.zeros((), remaining.dtype)
+    # No step if no row is in question, as for most samples.
     return jax.lax.while_loop(lambda carry: carry[0] < remaining, step, (start, output))[1]

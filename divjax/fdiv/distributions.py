@@ -189,6 +189,7 @@ def checked_distribution(name: str, distribution: Distribution, axis: int) -> Gi
     if is_array:
         # Only concrete arrays can be verified to be probabilities here.
         known = _are_probabilities(name, values, axis)
+        # Numbers that JAX's dtype would round to zero are kept by their logarithms.
         return _as_logits(values, None, axis) or _Probabilities(values, known=known)
     mask = _mask(name, distribution.mask, values.shape)
     if isinstance(distribution, Logits):
@@ -199,6 +200,7 @@ def checked_distribution(name: str, distribution: Distribution, axis: int) -> Gi
         return Logits(_shifted(values, mask, axis), temperature, mask)
     check_scalar(smoothing=distribution.smoothing)
     (smoothing,) = as_leaves(smoothing=distribution.smoothing)
+    # What is added to the weights cannot be added to their logarithms.
     unsmoothed = isinstance(smoothing, float) and smoothing == 0
     return (unsmoothed and _as_logits(values, mask, axis)) or Weights(values, smoothing, mask)
 
@@ -360,6 +362,7 @@ def _tolerance(values: Unrounded) -> float:
 
 
 def _label_log_probs(labels: Labels) -> LogProbs:
+    # An index out of range equals no class, while indexing by it would wrap around or clip.
     indices, classes = jnp.asarray(labels.values), jnp.arange(labels.num_classes)
     return jnp.where(indices[..., None].astype(classes.dtype) == classes, 0.0, -jnp.inf)
 

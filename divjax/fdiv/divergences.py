@@ -260,6 +260,7 @@ class Renyi(Divergence):
 
     @property
     def _order(self) -> float | Array:
+        # Checked at the construction. Entries of arrays, which may be traced, become NaN.
         if isinstance(self.alpha, (int, float)):
             return self.alpha
         return nan_unless(jnp.greater_equal(self.alpha, 0), self.alpha)
@@ -304,6 +305,8 @@ class Renyi(Divergence):
         weights, log_integral = self._log_integral(powers, (a, b))
         # At α = 0 the integral is the share of q's samples where p has mass. `Alpha`'s mean, the
         # reverse KL, is infinite if p has none at one of them.
+        # Near one the logarithm of the integral would cancel. The mean of `Alpha`'s integrands does
+        # not.
         near = (jnp.abs(log_integral) < 1) & (alpha > 0)
         # The unused branch gets log ratios of zero, so that neither its values nor its slopes
         # overflow.

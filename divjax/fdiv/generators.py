@@ -237,6 +237,7 @@ class Combination(Generator):
     def conjugate(self, t: ArrayLike) -> Array:
         """The conjugate: c f*(t/c) for a single term, the general method for several terms."""
         pairs = list(zip(self.generators, self._factors, strict=True))
+        # The conjugate of a sum is an infimal convolution, which has no closed form in general.
         if len(pairs) > 1:
             return super().conjugate(t)
         generator, factor = pairs[0]

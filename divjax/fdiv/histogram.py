@@ -112,6 +112,7 @@ def _plug_in(
     check_scalar(smoothing=smoothing)
     check_nonnegative(smoothing=smoothing)
     counts, number = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), dtype)
+    # At each call, since the function may refer to something that has changed.
     return as_traced(
         lambda p, q, smoothing: divergence(Weights(p, smoothing), Weights(q, smoothing)),
         *(counts, counts, number),
@@ -133,6 +134,7 @@ def _bias(
     total = jnp.zeros((), counts_p.dtype)
     variances = squares_p, squares_q
     for argument, variance in enumerate(variances):
+        # Of any function, not only a sum over bins: the diagonal alone would take as many passes.
         hessian = jax.hessian(plug_in, argnums=argument)(counts_p, counts_q, smoothing)
         # Only the variances contribute: the part N Nᵀ/n of the covariance adds zero.
         total = total + 0.5 * jnp.dot(variance, jnp.diagonal(hessian))

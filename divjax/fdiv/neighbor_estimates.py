@@ -264,6 +264,7 @@ def estimate_with_diagnostics(
     largest: float = math.inf,
 ) -> Estimate:
     """The value with its `NeighborDiagnostics`; without an interval if that is not known."""
+    # Of copies, or on a set of unknown dimension, the value may be of use, but not its error.
     finite = rows.regular & support.known & jnp.isfinite(value)
     std_error = nan_unless(finite, jnp.sqrt(variance))
     diagnostics = NeighborDiagnostics(

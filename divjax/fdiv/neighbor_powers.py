@@ -121,6 +121,7 @@ def _knn_renyi(
             "variational bound of divjax.ratio instead.",
         )
     larger = min(2 * k, n - 2, m - 1)
+    # The next neighbour's distance replaces that of one that the jackknife leaves out.
     near_x, near_y = nearest_points(x, None, larger + 1), nearest_points(x, y, larger + 1)
     to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
     support = support_from_steps(to_x, to_y, others=(short_steps(y),))
@@ -147,6 +148,7 @@ def _knn_renyi(
     # Leaving out a neighbour raises a distance, and multiplies the power of the row's ratio.
     order = jax.lax.stop_gradient(excess)
     own = jnp.where(rows.valid, relative, 1)
+    # A larger ρ lowers the ratio of the volumes, a larger ν raises it.
     change_x = own[:, None] * jnp.expm1(-order * among_x.rises)
     change_y = own[:, None] * jnp.expm1(order * among_y.rises)
     from_x = own - influences(near_x, change_x, n)
@@ -171,6 +173,7 @@ def _log_mean_power(
     """log(mean of e^(t u))/t of the valid u, and each e^(t u) in units of that mean, fixed."""
     count = jnp.maximum(jnp.sum(valid), 1).astype(logs.dtype)
     center = jax.lax.stop_gradient(jnp.sum(jnp.where(valid, logs, 0)) / count)
+    # About their mean: exponents are small wherever the ratios vary little, however large they are.
     exponents = excess * jnp.where(valid, logs - center, 0)
     # Divided by a small t, the rounding of a logarithm of sums near one would be all of a value.
     near = jnp.max(jnp.abs(exponents)) < 1
@@ -179,6 +182,7 @@ def _log_mean_power(
     far = jax.nn.logsumexp(jnp.where(valid, exponents, -jnp.inf)) - jnp.log(count)
     log_mean = jnp.where(near, close, far)
     relative = jnp.exp(exponents - log_mean)
+    # At t = 0 every exponent is zero, and the value is the mean of u.
     divisor = jnp.where(excess == 0, 1, excess)
     return center + log_mean / divisor, jax.lax.stop_gradient(relative)
 

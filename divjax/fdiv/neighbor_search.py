@@ -285,6 +285,8 @@ def _search_by_differences(
         ) -> tuple[tuple[Array, Array], None]:
             (largest, total), (row, column) = so_far, pair
             difference = jnp.abs(row[:, None] - column)
+            # Squares are in units of the largest difference so far, which may grow: none leaves
+            # the dtype's range.
             unit = jnp.maximum(largest, difference)
             divisor = jnp.where(unit > 0, unit, 1)
             total = total * jnp.square(largest / divisor) + jnp.square(difference / divisor)

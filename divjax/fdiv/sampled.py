@@ -75,6 +75,7 @@ def _sampled_kl(log_p: ArrayLike, log_q: ArrayLike, estimator: str) -> Float[Arr
     log_r = log_q - log_p
     if estimator == "k1":
         return -log_r
+    # k3 as a function of log r: r − 1 − log r itself cancels near p = q.
     return 0.5 * jnp.square(log_r) if estimator == "k2" else exp_remainder(log_r)
 
 

@@ -120,6 +120,7 @@ def check_run(
     tolerance: ArrayLike | None,
 ) -> None:
     """Raise `ValueError` for an argument of a run that is out of range. A traced one passes."""
+    # No steps at all are allowed: the result is then the start.
     check_count(0, num_steps=num_steps)
     check_count(1, record_every=record_every)
     if observe is not None:

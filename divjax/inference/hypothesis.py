@@ -54,6 +54,7 @@ def compared_with_null(
     tolerance = jnp.where(jnp.isinf(observed), 0, tolerance)
     below = jnp.sum(null < observed - tolerance)  # false for NaN
     size = null.shape[0]
+    # The observed statistic is one of N + 1 exchangeable ones: no p-value is zero.
     p_value = (1 + size - below).astype(null.dtype) / (1 + size)
     known = jnp.isfinite(observed) | (jnp.isinf(observed) & jnp.isfinite(null).all())
     finite = known & ~jnp.isnan(null).any()

@@ -245,6 +245,7 @@ def _permute(
     (others,) = as_singles(
         jax.lax.map(reordered, jax.random.split(reorder_key, _REORDERINGS), batch_size=batch_size)
     )
+    # Reorderings differ by rounding alone, and the largest of a few is not the largest of all.
     measured = 4 * jnp.max(jnp.nan_to_num(jnp.abs(others - observed), posinf=0.0))
     # Where the order of rows matters it says nothing: a hundredth of the spread is harmless.
     spread = jnp.nan_to_num(jnp.std(null, where=jnp.isfinite(null)))
@@ -326,7 +327,7 @@ def label_permutation(
         in_x = jnp.arange(num_rows) < num_x
         return lambda key: in_x.at[_permutation(key, num_rows, strata)].set(in_x), True
     found = _collect_groups(groups, strata, num_x, counted)
-    # Unused entries are a stratum of their own.
+    # Unused entries are a stratum of their own, so that x keeps its number of groups with rows.
     of_groups = jnp.where(found.size > 0, found.stratum, num_rows)
     shuffle = lambda key: found.in_x[_permutation(key, num_rows, of_groups)][found.of_row]
     return shuffle, found.valid

@@ -75,6 +75,7 @@ def keep_order(**scores: Numbers) -> tuple[Unrounded, ...]:
         return tuple(numbers)
     # Ranks are sufficient for a quantity that depends on the order alone.
     pooled = np.concatenate([np.ravel(array) for array in numbers])
+    # Equal numbers have equal places, and float32 holds every integer up to 2²⁴.
     places = np.unique(pooled, return_inverse=True)[1].reshape(-1)
     # `np.unique` ranks NaN above all numbers.
     places = np.where(np.isnan(pooled), np.nan, places)
@@ -295,5 +296,6 @@ def share_in_order(x: np.ndarray, y: np.ndarray) -> float:
         0.625
     """
     ordered = np.sort(y)
+    # Equal ones are counted above by one search and not by the other: half in the mean.
     below, above = (np.searchsorted(ordered, x, side).mean() for side in ("left", "right"))
     return float(below + above) / (2 * len(y))

@@ -237,5 +237,6 @@ def _gaussian_noise(diameter: Numbers, scale: Numbers) -> Array:
     diameter, scale = as_arrays(diameter=diameter, scale=scale)
     valid = (diameter > 0) & (scale > 0) & jnp.isfinite(diameter) & jnp.isfinite(scale)
     wide = at_least_single(diameter.dtype)
+    # Half precision would round the argument of erf.
     ratio = diameter.astype(wide) / (scale.astype(wide) * 8**0.5)
     return nan_unless(valid, erf(ratio).astype(diameter.dtype))

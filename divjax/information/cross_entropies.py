@@ -133,9 +133,11 @@ def _cross_entropy(
     living = y
     if b is not None:
         living = living_rows(y, b)
+        # Rows of y without weight are found after all others.
         y = jnp.where(b[:, None] > 0, living, beyond(x, living))
     near = nearest_points(x, y, k + 1)
     if b is not None:
+        # They are found where there are fewer rows with weight than neighbours.
         near = near._replace(usable=near.usable & (b > 0)[near.index])
     # The steps to the neighbours, and those within y, determine the dimension.
     steps = y[near.index[:, k - 1]] - x
@@ -177,6 +179,7 @@ def _cross_entropy(
     of_x = masses_x * jnp.where(rows.valid, terms - rows.mean(terms), 0)
     of_y = influences(near, masses_x[:, None] * rises, m)
     if b is not None:
+        # Without y_j every other share is divided by 1 − w_j.
         of_y = of_y + jnp.log1p(-jnp.minimum(masses_y, 0.5))
     variance = _sum_of_squares(of_x, masses_x) + _sum_of_squares(of_y, masses_y)
     plain = plain if bias_order else terms

@@ -29,11 +29,13 @@ __all__ = ["diffusion_spectral_entropy", "diffusion_spectral_mutual_information"
 
 def _powers_entropy(values: Float[Array, " n"], time: Float[Array, ""]) -> Float[Array, ""]:
     """−Σ q log q with q ∝ |λ|^t."""
+    # A Gaussian kernel's matrix is positive semidefinite: negative eigenvalues are rounding.
     size = jnp.abs(values)
     # An eigenvalue of one up to rounding is one, whose powers do not vanish at any time.
     rounding = 4 * values.shape[0] ** 0.5 * jnp.finfo(values.dtype).eps
     near_one = jnp.abs(size - 1) <= rounding
     size = size / jax.lax.stop_gradient(jnp.where(near_one, size, 1))
+    # Logarithms of powers, since the powers themselves underflow at long times.
     logs = jnp.where(size > 0, time * safe_log(size), -jnp.inf)
     q = jax.nn.softmax(logs)
     # −Σ q log q = log Σ exp(logs) − Σ q logs; an eigenvalue of zero has no mass.
@@ -48,8 +50,10 @@ def _entropy(
 ) -> Float[Array, ""]:
     """The entropy in nats of finite rows, of equal masses for None."""
     inverse = quotient(1.0, bandwidth)
+    # One factor after the other: the square of 1/σ may overflow, and 0 · ∞ is NaN.
     gram = jnp.exp(-0.5 * (squared_distances(x) * inverse * inverse))
     degrees = jnp.sum(gram, axis=1) if masses is None else matmul(gram, masses)
+    # A row without mass may be so far from all others that its degree is zero.
     root = jax.lax.rsqrt(jnp.where(degrees == 0, 1, degrees))
     if masses is not None:
         # A row without mass is an eigenvector with eigenvalue zero.
@@ -215,10 +219,13 @@ def _rows_of_labels(labels: Numbers, n: int) -> tuple[np.ndarray, np.ndarray]:
     """For each label its rows, filled up to the largest number of them, and their number."""
     if np.shape(labels) != (n,):
         raise ValueError(f"labels must have shape ({n},); got shape {np.shape(labels)}.")
+    # The labels of two samples are numbered together. There is one sample here, and an empty one.
     numbers = concrete_labels("labels", (labels, labels[:0]), n, 0)[0]
     sizes = np.bincount(numbers)
+    # Sorted by label, the rows of each label are a stretch that begins where the one before ends.
     order = np.argsort(numbers, kind="stable")
     starts = np.cumsum(sizes) - sizes
+    # Places beyond a label's own rows have no mass below, and must only exist.
     places = np.minimum(starts[:, None] + np.arange(sizes.max()), n - 1)
     return order[places], sizes
 
@@ -239,16 +246,20 @@ def _label_information(
     n, (num_labels, m) = x.shape[0], rows.shape
     bandwidth, time = _positive(bandwidth, x.dtype), _positive(time, x.dtype)
     keys = jax.random.split(key, num_labels * num_subsets)
+    # The first n_b of a random order are a random subset of n_b rows, drawn without replacement.
     subsets = jax.vmap(lambda key: jax.random.permutation(key, n)[:m])(keys)
     of_subsets = jnp.repeat(sizes, num_subsets)
 
     # One after the other: each needs matrices of m × m.
     def entropy(subset: tuple[Int[Array, " m"], Int[Array, ""]]) -> Float[Array, ""]:
         index, size = subset
+        # Masses of one and zero: K does not change if all masses are multiplied by a number.
         counted = (jnp.arange(m) < size).astype(x.dtype)
         return _entropy(x[index], counted, bandwidth, time)
 
+    # Labels and subsets in one loop, whose eigenvalue problem is then compiled once.
     index = jnp.concatenate([rows, subsets.astype(rows.dtype)])
+    # Recomputed in the backward pass, which would otherwise keep the matrices of every subset.
     entropies = jax.lax.map(jax.checkpoint(entropy), (index, jnp.concatenate([sizes, of_subsets])))
     own, random = entropies[:num_labels], entropies[num_labels:].reshape(num_labels, num_subsets)
     differences = jnp.mean(random, axis=1) - own

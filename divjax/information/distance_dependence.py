@@ -163,6 +163,7 @@ def _arguments(
 def check_exponent(exponent: ArrayLike) -> None:
     """Raise `ValueError` unless the exponent is one number, and in (0, 2) if a Python number."""
     check_scalar(exponent=exponent)
+    # At 2 it is a squared covariance, which is zero for uncorrelated variables that are dependent.
     if isinstance(exponent, (int, float)) and not 0 < exponent < 2:
         raise ValueError(f"exponent must be a number in (0, 2); got {exponent}.")
 

@@ -141,6 +141,7 @@ def _p_n_criterion(
     error = jnp.asarray(bayes_error, natural.dtype)
     error = nan_unless((error > 0) & (error < 0.5), error)
     allowed = 2 * jnp.square(1 - 2 * error)
+    # The larger root of allowed · n² − (p/2) n − c = 0.
     half, second = natural.size / 2, _second_order(log_partition, natural)
     # Of a second term below zero the risk may be less than allowed for every n: then the largest
     # one counts.
@@ -155,6 +156,7 @@ def _second_order(log_partition: LogPartition, natural: Float[Array, " p"]) -> F
     one = jnp.eye(natural.size, dtype=natural.dtype)
     basis = solve_triangular(factor, one, transposed=True)
     whitened = lambda z: log_partition(natural + matmul(basis, z))
+    # Σ_ij A_iijj is the Laplacian of the Laplacian: p⁴ fourth derivatives are never held.
     laplacian = lambda z: jnp.trace(jax.hessian(whitened)(z))
     zero = jnp.zeros_like(natural)
     third = jax.jacfwd(jax.hessian(whitened))(zero)

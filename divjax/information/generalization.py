@@ -84,6 +84,7 @@ def _rows(name: str, layer: Numbers) -> Unrounded:
     layer = as_numbers(name, layer)
     if layer.ndim < 2 or not layer.size:
         return layer
+    # Channels, places and tokens become features: a divergence is one of vectors.
     return layer.reshape(layer.shape[0], -1)
 
 
@@ -229,5 +230,6 @@ def _lipschitz_constants(
 
 def _largest_singular_value(matrix: Float[Array, "n m"]) -> Float[Array, ""]:
     """uᵀ W v of the leading singular vectors, whose derivative is u vᵀ."""
+    # Constants: to first order uᵀWv, at its maximum over unit vectors, does not change with them.
     left, _, right = svd(matrix)
     return jnp.dot(left[:, 0], matmul(matrix, right[0]), precision="highest")

@@ -157,6 +157,7 @@ def _divergence(
     gram: Float[Array, "n n"], kernel_gram: Float[Array, "n n"], jitter: Float[Array, ""]
 ) -> Float[Array, ""]:
     jitter = nan_unless(jitter >= 0, jitter)
+    # The same noise in both: by data processing it can only lower the divergence.
     noise = jitter * jnp.mean(jnp.diagonal(kernel_gram)) * jnp.eye(len(gram), dtype=gram.dtype)
     mean = jnp.zeros_like(gram[0])
     return whitened_kl(whiten(Normal(mean, gram + noise), Normal(mean, kernel_gram + noise)))
@@ -182,6 +183,7 @@ def _deep_kernel_divergence(
     """`deep_kernel_divergence` after its checks."""
     jitter = jnp.asarray(jitter, grams.dtype)
     of_layer = lambda pair: _divergence(pair[1], kernel(pair[0]), jitter)
+    # One layer after the other, which holds the factors of one pair of matrices only.
     divergences = jax.lax.map(of_layer, (grams[:-1], grams[1:]))
     widths = jnp.broadcast_to(widths.astype(grams.dtype), divergences.shape)
     # A layer of width zero is left out, even if it is infinitely far.

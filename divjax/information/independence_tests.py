@@ -322,6 +322,7 @@ def _matrix(variable: Variable) -> Float[Array, "n n"]:
 
 
 def _centered(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    # The second means are of what the first have left, so that the total mean is subtracted once.
     matrix = matrix - jnp.mean(matrix, axis=0)
     return matrix - jnp.mean(matrix, axis=1, keepdims=True)
 

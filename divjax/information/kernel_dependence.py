@@ -299,6 +299,7 @@ def _linear_sums(
     for values in rows.variables:
         usable, largest = usable_rows(values, rows.weights)
         usable = in_units_of(largest, usable)[0]
+        # By the weighted mean, so that the inner products' row means under the masses are zero.
         centered.append(usable - matmul(masses, usable))
     # Row means of inner products of centred rows are zero, without those of a row and itself they
     # are −w_i |x_i|².

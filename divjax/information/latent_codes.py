@@ -104,11 +104,13 @@ def _decomposition(
             return (joint + logs, marginal + jax.nn.logsumexp(logs, axis=1)), None
 
         start = jnp.zeros((rows.shape[0], n), rows.dtype), jnp.zeros(rows.shape[0], rows.dtype)
+        # Feature after feature, so that no array of rows × encoders × features is needed.
         (joint, marginal), _ = jax.lax.scan(add, start, (rows.T, mean.T, scale.T))
         return jax.nn.logsumexp(joint, axis=1) - math.log(n), marginal - d * math.log(n)
 
     # The backward pass keeps a block for each feature.
     joint, marginal = map_row_blocks(log_mixtures, n * d, codes)
+    # In units of its scale a code's distance from its mean is the noise.
     encoder = jnp.sum(-0.5 * jnp.square(noise) - jnp.log(scale), axis=1)
     prior = -0.5 * jnp.sum(jnp.square(codes), axis=1)
     return TotalCorrelationDecomposition(

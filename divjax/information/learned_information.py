@@ -215,6 +215,7 @@ def _samples(
 ) -> _Samples:
     """The pairs in their order, and each x with the y of others of its block."""
     first, second, blocks = _products(key, len(x), num_products)
+    # Draws of p(x) p(y): x and y of two rows that are drawn independently of each other.
     products = _joined(x[first], y[second])
     # Both rows of a product are in one block, which is that of its x.
     groups = blocks, blocks[first]
@@ -239,6 +240,7 @@ def _products(
     shifts = np.arange(1, size)[:, None]
     # Shifts of 1 to num_products within a block of more rows: no row is combined with itself.
     partner = start + (place - start + shifts) % length
+    # Places are static, and which row is at each is random: one program for all keys.
     order = jax.random.permutation(key, num_rows)
     first = jnp.tile(order, num_products)
     # Blocks are intervals of places in a random order, read back to the rows.

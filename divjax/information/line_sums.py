@@ -59,6 +59,7 @@ def line_sums(
         True
     """
     n = x.shape[0]
+    # 2^depth chunks of at most `_CHUNK` rows, to which all rows are halved, level by level.
     depth = max(0, (-(-n // _CHUNK) - 1).bit_length())
     chunk = -(-n >> depth)
     by_x, by_y = jnp.argsort(x), jnp.argsort(y)

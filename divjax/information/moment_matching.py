@@ -117,6 +117,7 @@ def information_projection(
     eta = jax.ShapeDtypeStruct((p,), statistics.dtype)
     check_scalar_output("log_partition", log_partition, eta)
     if start is None:
+        # The vector of the parameters' signs is itself a point of a named family's domain.
         inside = log_partition.signs if isinstance(log_partition, Family) else (0,)
         start = jnp.broadcast_to(jnp.asarray(inside, statistics.dtype), (p,))
     else:
@@ -143,10 +144,12 @@ def _is_attained(
     """
     log_partition, mean, eta = jax.lax.stop_gradient((log_partition, mean, eta))
     _, left, factor = _newton(log_partition, mean, eta)
+    # Where the residual is the rounding of its two terms, steps do not become shorter either.
     rounding = (
         16 * jnp.finfo(mean.dtype).eps * (jnp.abs(mean) + jnp.abs(jax.grad(log_partition)(eta)))
     )
     floor = jnp.dot(rounding, cho_solve(factor, rounding), precision="highest") / 2
+    # Near a minimum the excess falls by ever larger factors, on the way to infinity by about e.
     return left <= jnp.maximum(0.1 * jax.lax.stop_gradient(excess), floor)
 
 
@@ -183,6 +186,7 @@ def _project(
     value = eta + step
     converged = (excess <= tolerance) & _is_attained(log_partition, mean, value, excess)
 
+    # White's covariance: the curvature is the model's, Σ̂ the samples'. In the family they agree.
     deviations = statistics - mean
     covariance = matmul((shares[:, None] * deviations).T, deviations)
     risk = jnp.trace(cho_solve(factor, covariance)) / (2 * effective_sample_size(weights))
@@ -203,6 +207,7 @@ def _newton(
     """Newton's step, the divergence that it removes to second order, and the curvature's factor."""
     residual = mean - jax.grad(log_partition)(eta)
     factor = cholesky(jax.hessian(log_partition)(jax.lax.stop_gradient(eta)))
+    # At the solution a change of the curvature would multiply a residual of zero.
     factor = jax.lax.stop_gradient(factor)
     step = cho_solve(factor, residual)
     return step, jnp.dot(residual, step, precision="highest") / 2, factor
@@ -227,11 +232,13 @@ def _search(
         trial = s.eta + s.share * s.step
         here, there = objective(s.eta), objective(trial)
         rounding = 8 * jnp.finfo(mean.dtype).eps * (1 + jnp.abs(here))
+        # Part of the test below: where A is not convex the factor, and with it the step, is NaN.
         step, excess = newton(trial)
         # A quarter of the decrease that the slope promises, up to rounding.
         lower = there <= here - 0.5 * s.share * s.excess + rounding
         accepted = lower & jnp.isfinite(excess) & jnp.isfinite(there)
         moved = _Search(trial, step, excess, jnp.ones_like(s.share), s.count + 1)
+        # A refused share counts as an iteration: the search ends even if none is accepted.
         kept = s._replace(share=s.share / 2, count=s.count + 1)
         return jax.tree.map(lambda one, other: jnp.where(accepted, one, other), moved, kept)
 

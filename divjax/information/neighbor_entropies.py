@@ -84,6 +84,7 @@ def neighbor_entropy(
 ) -> Estimate:
     """The estimate of `KozachenkoLeonenko`, with `divjax.fdiv.NeighborDiagnostics`."""
     n, d = x.shape
+    # One neighbour more, which takes the place of one that the jackknife leaves out.
     near = nearest_points(x, None, k + 1)
     support = support_from_steps(x[near.index[:, k - 1]] - x)
     weights = rank_weights(k, [2 * l / d for l in range(1, bias_order + 1)])

@@ -222,6 +222,7 @@ def _estimate(
         of_distances = None
     else:
         function = _prepared(distances, k, scores=True, compared=False)
+        # Data processing: functions of the variables have no more information than these.
         terms_of_function = terms_of(function, measure, k)
         error = nan_unless(usable, _std_error(terms_of_function, function, measure, k))
         of_distances = nan_unless(sample.finite, jnp.mean(terms_of_function.own)), error
@@ -236,6 +237,7 @@ def _estimate(
         confidence_level,
         # Of all measures interaction alone can be negative.
         least=-limit if measure == INTERACTION else 0.0,
+        # The reference's correction is added to what the counts can show, and not limited by it.
         largest=jnp.where(constant, jnp.inf, limit + terms.correction),
         resolved=terms.resolved | constant,
     )
@@ -265,6 +267,7 @@ def _std_error(terms: _Terms, sample: _Sample, measure: EntropySum, k: int) -> F
     grows = (last > 0) & jnp.isfinite(following)
     ratio = jnp.where(grows, following, 1) / jnp.where(grows, last, 1)
     rise = -measure.signs[-1] * features * jnp.log(ratio)
+    # A row adds its own term, and keeps down the distances of all rows whose neighbour it is.
     influence = (terms.own + terms.shared).at[index[:, :k]].add(rise[:, None])
     std_error = jnp.sqrt(jnp.var(influence, ddof=1) / influence.shape[0])
     # A constant variable has no information about others, and that is no estimate.
@@ -278,6 +281,7 @@ def _repeated(variables: tuple[Float[Array, "n _"], ...]) -> Float[Array, ""]:
     keys = jnp.sort(order_keys(z), axis=0)
     same = keys[1:] == keys[:-1]
     none = jnp.zeros_like(same[:1])
+    # In sorted order a value that occurs again is that of the row before or of the row after.
     shared = jnp.concatenate([none, same]) | jnp.concatenate([same, none])
     constant = jnp.all(same, axis=0)
     return jnp.max(jnp.where(constant, 0, jnp.mean(shared.astype(z.dtype), axis=0)))
@@ -377,8 +381,10 @@ class KSG:
 
     def _by_cubes(self, sample: _Sample, measure: EntropySum, k: int) -> _Terms:
         distances = sample.neighbors.distances[:, k - 1]
+        # Algorithm 1 counts rows that are strictly nearer than the neighbour.
         radius = _below(distances)
         radii, dtype = [radius] * len(sample.variables), radius.dtype
+        # The last group is of all variables, in which k − 1 rows are nearer: its ψ(k) is known.
         *groups, _ = measure.groups
         *signs, sign = measure.signs
         total, own = digamma(jnp.asarray(radius.shape[0], dtype)), digamma(jnp.asarray(k, dtype))
@@ -411,6 +417,7 @@ class KSG:
         total, own = digamma(jnp.asarray(n, dtype)), digamma(jnp.asarray(k, dtype))
         terms, excess = jnp.zeros(n, dtype), []
         for group, sign in zip(measure.groups, measure.signs, strict=True):
+            # Of all variables it is the smallest box with the k neighbours, which are its count.
             everything = group == measure.groups[-1]
             counts = jnp.full(n, k) if everything else _counts(sample, group, radii)
             counts = jnp.maximum(counts, 1).astype(dtype)
@@ -481,6 +488,7 @@ class MixedNeighbors:
         # Distances between levels that are equal in other units are equal up to rounding.
         rounding = _ROUNDING_ULPS * jnp.finfo(dtype).eps * radius
         rounded = radius + rounding
+        # If the next neighbour is at the same distance, the k-th is not the only one there.
         tied = (radius == 0) | (distances[:, k] <= rounded)
         # Copies, at a distance of zero, are among the nearer ones.
         nearer = [radius - rounding] * len(sample.variables)

@@ -66,6 +66,7 @@ def normal_scores(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
         above = n - jnp.searchsorted(ordered, keys, side="right")
         # By the nearer end: 1 − 1/(2n) would be rounded, and upper scores would coincide.
         twice = 2 * jnp.minimum(below, above) + (n - below - above)
+        # The share is at most one half, whose score is not positive: the side gives the sign.
         return jnp.where(below < above, scores[twice], jnp.where(below > above, -scores[twice], 0))
 
     return jax.vmap(of_feature, 1, 1)(x)
@@ -148,12 +149,15 @@ def smoothing_loss(
         positive = eigenvalues > least
         own, slopes = _loss_of_group(eigenvalues, positive, n - 1, squares)
         loss = loss - sign * own
+        # The gradient of a function of eigenvalues has the matrix's eigenvectors. The loss enters
+        # with −sign, and the slopes with −2, which makes sign/2.
         of_group = matmul(vectors * (sign * jnp.mean(slopes, axis=0) / 2), vectors.T)
         slope = slope.at[members[:, None], members].add(of_group)
         rank = jnp.sum(positive, dtype=jnp.int32)
         most, balance = jnp.maximum(most, rank), balance + sign * rank
         information = information + sign * _log_determinant(eigenvalues, positive, n - 1) / 2
     resolved = (balance == 0) & (most < n - 1)
+    # The second term is for the features' variances, which scaling restores to one.
     influence = jnp.sum(matmul(x, slope) * x, axis=1)
     influence = influence - matmul(x**2, jnp.sum(slope * correlation, axis=1))
     return SmoothingLoss(
@@ -218,6 +222,7 @@ def _loss_of_group(
     squares: Float[Array, " n"],
 ) -> tuple[Float[Array, " n"], Float[Array, "n d"]]:
     """L for each t, and −2 times its derivatives in the positive eigenvalues."""
+    # Any number that can be divided by: each term of these eigenvalues is zero by `positive` below.
     eigenvalues = jnp.where(positive, eigenvalues, 1)
     left = _left(positive, dof, squares.dtype)
     over = lambda tau: jnp.where(positive, 1 / (eigenvalues + tau[:, None]), 0)
@@ -232,8 +237,10 @@ def _loss_of_group(
     tau = jax.lax.fori_loop(0, _NEWTON_STEPS, step, squares)
     inverse = over(tau)
     smoothed = tau[:, None] * inverse
+    # φ as a sum of positive terms: 1 − (1/m) Σ λ/(λ + τ) would cancel where d is near m.
     phi = (left + jnp.sum(smoothed, axis=1)) / dof
     logs = jnp.where(positive, jnp.log1p(tau[:, None] / eigenvalues), 0)
+    # One Σ τ/(λ + τ) is t g′(t), the other what m (1 − φ) has lost of its value d at t = 0.
     loss = (jnp.sum(logs - 2 * smoothed, axis=1) + left * jnp.log(phi * dof / left)) / 2
     # τ′ = φ/(1 − t ∂φ/∂τ), and t ∂ log τ′/∂t likewise by the second derivative.
     slope = squares * jnp.sum(eigenvalues * jnp.square(inverse), axis=1) / dof

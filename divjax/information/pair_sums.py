@@ -52,9 +52,11 @@ def distances(exponent: ArrayLike, unit: ArrayLike = 1) -> PairFunction:
 
     def values(rows: Array, points: Array, same: Array | None) -> Array:
         squared = resolved_distances(rows, points, same)
+        # A root is cheaper than a power, and ‖x − y‖ is the usual case.
         if isinstance(exponent, (int, float)) and exponent == 1:
             return safe_sqrt(squared) * unit
         order = jnp.asarray(exponent, squared.dtype)
+        # A traced exponent cannot be refused.
         order = nan_unless((order > 0) & (order < 2), order)
         power = safe_power(squared, order / 2)
         return power * jnp.asarray(unit, power.dtype) ** order
@@ -138,6 +140,7 @@ def pair_sums(
         matrices = []
         for variable, part, shift, shift_of_all in zip(variables, rows, own, shifts, strict=True):
             matrix = variable.function(part, variable.rows, same)
+            # Less its approximate row and column parts a matrix is small, and so is its rounding.
             matrix = matrix - shift[:, None] - shift_of_all
             matrices.append(matrix if diagonal else jnp.where(same, 0, matrix))
         means = [matmul(matrix, masses) for matrix in matrices]

@@ -111,11 +111,13 @@ def usable_rows(
         >>> rows[:, 0].tolist(), float(largest)
         ([0.0, 2.0, 0.0], 2.0)
     """
+    # Not `weights > 0`: a negative traced weight must reach the masses, which are then NaN.
     used = None if weights is None else weights != 0
     deviations = x - common_center(x, used)
     sizes = jax.lax.stop_gradient(jnp.max(jnp.abs(deviations), axis=1))
     if used is None:
         return deviations, jnp.max(sizes)
     largest = jnp.max(jnp.where(used, sizes, 0))
+    # The comparison is false for NaN, too.
     keep = used | (sizes <= _FARTHEST * largest)
     return jnp.where(keep[:, None], deviations, 0), largest

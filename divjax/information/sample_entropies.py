@@ -100,6 +100,7 @@ def _moment(x: Float[Array, "n d"], alpha: Float[Array, ""], k: int) -> _Moment:
     near = nearest_points(x, None, k + 1)
     # The k-th neighbour's ball has the mean power (p · volume)^(1 − α) of Γ(k + 1 − α)/Γ(k).
     log_volume = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1)
+    # (n − 1) V_d by logarithms: in many dimensions powers of it leave the dtype's range.
     constant = math.log(n - 1) + log_volume
     powers = (1 - alpha) * (constant + d * near.log_distances[:, k - 1 :])
     correction = gammaln(jnp.asarray(k, x.dtype)) - gammaln(k + 1 - alpha)

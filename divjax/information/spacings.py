@@ -30,6 +30,7 @@ def _window(window: int | None, x: Float[Array, "n 1"]) -> int:
 
 def _spacings(x: Float[Array, "n 1"], m: int) -> Float[Array, " n"]:
     """x_(i+m) − x_(i−m) of the sorted values, the ends repeated."""
+    # Vasicek's convention beyond the ends, where there are no values.
     padded = jnp.pad(jnp.sort(x[:, 0]), m, mode="edge")
     return padded[2 * m :] - padded[: -2 * m]
 

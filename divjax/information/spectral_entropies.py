@@ -69,6 +69,7 @@ def von_neumann_entropy(
 
 @jax.jit
 def _von_neumann_entropy(matrix: Float[Array, "d d"], base: ArrayLike | None) -> Float[Array, ""]:
+    # Rényi's entropy of order one, by its expansion, is that of Shannon and von Neumann.
     one = jnp.ones((), matrix.dtype)
     return in_base(spectral_function(renyi_of_spectrum, density_matrix(matrix), one), base)
 
@@ -90,6 +91,7 @@ def _check_options(order: ArrayLike, base: ArrayLike | None) -> None:
 
 def _rows(weights: Numbers | None, **variables: Numbers) -> PairedRows:
     rows, dtype = paired_rows(weights, **variables)
+    # The rows are in single precision or more by now: the check is of the dtype that was given.
     check_full_precision("x", np.zeros(0, dtype))
     return rows
 
@@ -98,6 +100,7 @@ def _correlations(
     kernel: Kernel, x: Float[Array, "n d"], weights: Float[Array, " n"] | None
 ) -> Float[Array, "n n"]:
     """K_ij/(K_ii K_jj)^½, of ones on the diagonal, for rows of weight zero those of others."""
+    # Padding may hold NaN, which a weight of zero would not cancel: 0 · NaN is NaN.
     gram = kernel(living_part(x, weights))
     root = jax.lax.rsqrt(jnp.diagonal(gram))
     return gram * root[:, None] * root
@@ -252,6 +255,7 @@ def _mutual_information(
         _correlations(kernel, values, rows.weights)
         for kernel, values in zip(kernels, rows.variables, strict=True)
     )
+    # By Schur's theorem A∘B is positive semidefinite, and its diagonal is one already.
     of_x, of_y, of_both = (
         spectral_function(renyi_of_spectrum, _weighted(one, rows.weights), order)
         for one in (a, b, a * b)

@@ -67,6 +67,7 @@ def density_matrix(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     # Sums of large entries would overflow.
     scaled, _ = in_units_of(jnp.where(usable, size, 1), matrix)
     asymmetry = jax.lax.stop_gradient(jnp.max(jnp.abs(scaled - scaled.T)))
+    # Rounding's asymmetry is averaged away below. More of it is no rounding.
     usable = usable & (asymmetry <= 2 * float(jnp.finfo(matrix.dtype).eps) ** 0.5)
     trace = jnp.trace(scaled)
     return (scaled + scaled.T) / 2 / nan_unless(usable & (trace > 0), trace)
@@ -92,6 +93,7 @@ def renyi_of_spectrum(values: Float[Array, " n"], order: Float[Array, ""]) -> Fl
     valid = jnp.min(jax.lax.stop_gradient(values)) >= -rounding
     lost = 4 * values.shape[0] ** 0.5 * jnp.finfo(values.dtype).eps
     p = jnp.where(values > lost * jax.lax.stop_gradient(jnp.max(values)), values, 0)
+    # Without those that are zero now, the others must sum to one again.
     p = p / jnp.sum(p)
     positive = p > 0
     logs = jnp.where(positive, safe_log(p), 0)
@@ -105,6 +107,7 @@ def renyi_of_spectrum(values: Float[Array, " n"], order: Float[Array, ""]) -> Fl
     series = -(mean + excess * second / 2 + jnp.square(excess) * third / 6)
     # As Σ p = 1, without cancellation for small t.
     near = jnp.abs(excess) < 0.5
+    # Every branch is computed: where another is taken, 0.5 keeps this one's derivatives finite.
     t = jnp.where(near & (jnp.abs(excess) >= _NEAR_ONE), excess, 0.5)
     close = -jnp.log1p(jnp.sum(p * jnp.expm1(t * logs))) / t
     # And far from one, where Σ p^α may be smaller than the rounding of Σ p.

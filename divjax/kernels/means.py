@@ -82,6 +82,7 @@ def map_kernel_rows(
 
         return block
 
+    # By its index a row finds the pair with itself in any block of columns.
     all_rows = points, jnp.arange(x.shape[0]), *rows
     all_columns = others, jnp.arange(others.shape[0]), *columns
     if reduction is None:
@@ -292,6 +293,7 @@ def kernel_mean(
     if y is None and b is not None:
         raise ValueError("b must be None without y; got weights.")
     alone = y is None
+    # A sample by itself passes the checks of two, as both of them.
     samples = two_samples(kernel, x, x if alone else y, a, a if alone else b, debias=debias)
     return _kernel_mean(kernel, samples, debias=debias, alone=alone)
 

@@ -131,6 +131,7 @@ def as_measure(
 def _within_reach(rows: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, "n d"]:
     """The rows, with unused ones that are far from the others moved to the origin."""
     sizes = jnp.max(jnp.abs(rows), axis=1)
+    # By size and not by distance: a kernel of inner products overflows far from the origin.
     reach = _REACH * jnp.max(jnp.where(used, sizes, 0))
     return jnp.where((used | (sizes <= reach))[:, None], rows, 0)
 

@@ -104,6 +104,7 @@ class WithBandwidth:
     def log_radial(self, squared: _Block) -> _Block:
         """The logarithm of the mean over the scales: finite where k itself would underflow."""
         terms = self._over_scales(lambda sigma: self._log_radial(squared, sigma), squared.dtype)
+        # By logarithms of sums: a mean of values that have underflowed would be zero.
         return functools.reduce(jnp.logaddexp, terms) - math.log(len(terms))
 
     def below_peak(self, squared: _Block) -> _Block:
@@ -123,6 +124,7 @@ class WithBandwidth:
         width = self._spectral_width(width_key, shape[:1], dtype)
         rates = jnp.stack(self._over_scales(lambda sigma: quotient(1.0, sigma), dtype))
         chosen = rates[jax.random.randint(scale_key, shape[:1], 0, rates.shape[0])]
+        # Given its width, a frequency is N(0, (width/σ)² I), that of a Gaussian kernel.
         normal = jax.random.normal(normal_key, shape, dtype)
         return normal * (width * chosen.astype(dtype))[:, None]
 
@@ -157,6 +159,7 @@ class WithBandwidth:
 
         if not isinstance(self.bandwidth, (list, tuple)) and jnp.ndim(self.bandwidth) == 0:
             return [at(self.bandwidth)]
+        # Few scales, one after the other: all at once would take an array of scales × n × m.
         terms = [at(sigma) for sigma in jnp.ravel(jnp.asarray(self.bandwidth))]
         if not terms:
             raise ValueError("bandwidth must hold at least one number; got none.")
@@ -234,11 +237,13 @@ class Gaussian(WithBandwidth):
 
     def _log_radial(self, squared: _Block, sigma: ArrayLike) -> _Block:
         inverse = quotient(1.0, sigma)
+        # One factor after the other: the square of 1/σ may overflow, and 0 · ∞ is NaN.
         return -0.5 * (squared * inverse * inverse)
 
     def _spectral_width(
         self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, " k"]:
+        # The Gaussian kernel's spectral distribution is N(0, I/σ²) itself.
         return jnp.ones(shape, dtype)
 
     def stein_trace(self, squared: _Block, dim: int) -> _Block:

@@ -156,6 +156,7 @@ def _places(values: "xarray.DataArray", name: str) -> _Places:
 
 
 def _evenly_spaced(ordered: np.ndarray) -> bool:
+    # Settings such as 0, 0.33, 0.67, 1 are evenly spaced but for their rounding.
     steps = np.diff(ordered)
     return bool(np.ptp(steps) < 0.05 * steps.max())
 

@@ -245,6 +245,7 @@ def animation(
         title.set_text(f"step {steps[frame]}")
         return moving, title
 
+    # Matplotlib counts in milliseconds.
     interval = max(1.0, 1000 * seconds / len(frames))
     return FuncAnimation(figure, show, frames=len(frames), interval=interval)
 

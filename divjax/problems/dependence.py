@@ -83,6 +83,7 @@ def dense_gaussian(x_dim: int, y_dim: int, correlation: float = 0.5) -> Task:
     check_count(1, x_dim=x_dim, y_dim=y_dim)
     correlation = known_number("correlation", correlation)
     d = x_dim + y_dim
+    # Ones on the diagonal, the correlation everywhere else.
     return gaussian_dependence(correlation + (1 - correlation) * np.eye(d), x_dim)
 
 
@@ -252,6 +253,7 @@ def _steps(width: float, reach: float) -> np.ndarray:
 
 def _around(shape: float, other: float) -> np.ndarray:
     """Panel edges for the log of a ratio of Gamma variables, out to tails of about e⁻⁴⁰."""
+    # For a large shape k the logarithm of a Gamma variable has about mean log k and variance 1/k.
     spread = math.sqrt(1 / shape + 1 / other)
     center = math.log(shape) - math.log(other)
     return center + _steps(min(1, spread), 9 * spread + 40 / min(shape, other))
@@ -259,6 +261,7 @@ def _around(shape: float, other: float) -> np.ndarray:
 
 def _gauss(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Gauss–Legendre nodes and weights between the edges, which are sorted along the last axis."""
+    # Exact for polynomials up to degree 19 on each panel.
     roots, weights = np.polynomial.legendre.leggauss(10)
     edges = np.sort(edges, axis=-1)
     half = np.diff(edges)[..., None] / 2

@@ -404,6 +404,7 @@ def _integrate(
     # From each time to the next, with equal steps in between.
     def advance(carry: tuple[Array, T], end: Array) -> tuple[tuple[Array, T], T]:
         start, state = carry
+        # The caller's times are at any distances: each interval has substeps of its own length.
         step = (end - start) / num_substeps
 
         def substep(index: Array, state: T) -> T:

@@ -154,6 +154,7 @@ class GaussianMixture:
             variances = jnp.broadcast_to(covariances, weights.shape)
             solved, log_det = offsets / variances[:, None], dim * jnp.log(variances)
         else:
+            # By one factor the quadratic form and the determinant, without an inverse.
             factors = _factors(means, covariances)
             solved = cho_solve(factors, offsets[:, :, None])[:, :, 0]
             diagonals = jnp.diagonal(factors, axis1=-2, axis2=-1)
@@ -164,6 +165,7 @@ class GaussianMixture:
         # log w_c is avoided, as it has no derivative at zero. An absent component may be far denser
         # than the unit, but its weight times anything finite is zero.
         unit = jax.lax.stop_gradient(jnp.max(jnp.where(weights > 0, log_densities, -jnp.inf)))
+        # A point infinitely far from all components: ∞ − ∞ would be NaN.
         unit = jnp.where(jnp.isfinite(unit), unit, 0)
         highest = 0.5 * math.log(jnp.finfo(log_densities.dtype).max)
         return weights * jnp.exp(jnp.minimum(log_densities - unit, highest)), unit, solved
@@ -191,6 +193,7 @@ class GaussianMixture:
         if covariances.ndim < 2:
             deviations = jnp.sqrt(jnp.broadcast_to(covariances, weights.shape))
             return means[components] + deviations[components, None] * noise
+        # L ε of a standard normal ε has the covariance LLᵀ.
         spread = jnp.sum(_factors(means, covariances)[components] * noise[:, None, :], axis=2)
         return means[components] + spread
 

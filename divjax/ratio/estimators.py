@@ -337,6 +337,7 @@ def _check_groups(
     labels, least = pool_labels("groups", groups, n, m), 2 * method.num_folds
     # Traced labels cannot be counted here: too few of them give NaN.
     if not isinstance(labels, Tracer):
+        # Every fold is to test, and to train on, groups with rows of p and with rows of q.
         for name, part in (("x", labels[:n]), ("y", labels[n:])):
             count = len(np.unique(np.asarray(part)))
             if count < least:
@@ -363,6 +364,7 @@ def _fit(
         method.calibration,
         method.count_duplicates,
     )
+    # From here on nothing knows of packs and given groups: a row is what the classifier is given.
     fitted = cross_fit(prepared.key, prepared.rows, method.head, plan, prepared.groups)
     return RatioFit(
         log_ratio_p=fitted.log_ratio_p,

@@ -99,6 +99,7 @@ class RatioFit(OutOfFoldScores):
             check_shape("x", x, "b", self.pack_size, "d")
             x = x.reshape(-1, x.shape[2])
         x = as_samples(x=x)[0] if self.center is None else self.center.subtract(x)
+        # A pack is one row of the classifier, of its k rows' features one after the other.
         x = x.reshape(-1, self.pack_size * x.shape[1])
         features = self.members.mean.shape[-1]
         if self.members.values is not None:

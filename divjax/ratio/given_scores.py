@@ -134,6 +134,7 @@ def _from_scores(
             )
     of_group = None if groups is None else pool_labels("groups", groups, *map(len, scores))
     if of_group is not None and not isinstance(of_group, Tracer):
+        # A group with rows in several folds is in several distinct pairs, any other in one.
         pairs = np.unique(np.stack([np.asarray(of_group), numbers]), axis=1)
         if pairs.shape[1] > len(np.unique(pairs[0])):
             raise ValueError("groups must lie in one fold each; got a group with rows in several.")
@@ -177,6 +178,7 @@ def _check_order(x: Numbers, y: Numbers, a: Numbers | None, b: Numbers | None) -
     gaps = np.diff(distinct, prepend=-np.inf)
     exact = np.cumsum(gaps > 1e-12 * np.abs(distinct))[place]
     values = [share_in_order(part[:num_x], part[num_x:]) for part in (exact, rounded)]
+    # The AUC's standard error, (6n)^(−½) for equal samples of n rows, is larger below n = 160 000.
     if abs(values[0] - values[1]) > 1e-3:
         raise ValueError(
             f"x and y must differ by more than rounding: {rounded.dtype} would change their AUC "
@@ -193,6 +195,7 @@ def _counted(u: np.ndarray, weight: Any) -> np.ndarray:
 
 
 def _weights(name: str, weight: Numbers | None, scores: Array) -> Any:
+    # In NumPy, where rows with weight can be counted before anything is traced.
     if weight is None:
         return np.ones(len(scores))
     given: Any = as_numbers(name, weight)
@@ -250,6 +253,7 @@ def _cross_fit(
         "held_out_p": held_out[0],
         "held_out_q": held_out[1],
         "sequential": sequential,
+        # Without the models' own losses no gap between training and test is claimed.
         "train": test if train_loss is None else train_loss[None],
         "validation": test,
         "test": test,
@@ -262,6 +266,7 @@ def _random_rank(
     key: Key[Array, ""], fold: Int[Array, " n"], used: Bool[Array, " n"]
 ) -> Int[Array, " n"]:
     """The place of each row in an order by folds, at random within them, unused rows last."""
+    # The last of the keys decides first.
     order = jnp.lexsort((jax.random.uniform(key, fold.shape), fold, ~used))
     return jnp.zeros_like(fold).at[order].set(jnp.arange(len(fold), dtype=fold.dtype))
 

@@ -84,6 +84,7 @@ class _CheckedFold(Fold):
 
     @classmethod
     def of(cls, train: Rows, validation: Rows, valid: Bool[Array, ""]) -> "_CheckedFold":
+        # A named tuple's items are its fields alone: the flag is an attribute beside them.
         fold = cls(train, validation)
         fold.valid = valid
         return fold

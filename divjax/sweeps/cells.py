@@ -124,6 +124,7 @@ def _results(returned: PyTree) -> PyTree[Array]:
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
             raise ValueError(f"fn must return a pytree of arrays; got a {type(leaf).__name__}.")
         array = jnp.asarray(leaf)
+        # A key is no number that a dataset or a file could hold.
         return None if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array
 
     return jax.tree.map(result, returned)

@@ -229,6 +229,7 @@ def best(dataset: "xarray.Dataset", metric: str, *, maximize: bool = False) -> "
     means = means.where(np.isfinite(means))
     if not means.notnull().any():
         raise ValueError(f"metric must be finite at a setting; {metric} is at none.")
+    # Without dimensions there is one setting.
     if not means.dims:
         return dataset
     place = means.argmax(...) if maximize else means.argmin(...)

@@ -97,6 +97,7 @@ def _names_of_axes(
             raise ValueError(
                 f"dims must name each axis of {variable}, of shape {leaf.shape}; got {names!r}."
             )
+        # A dataset has one size for all axes of one name.
         for name, size in zip(names, leaf.shape, strict=True):
             if sizes.get(name, size) != size:
                 raise ValueError(

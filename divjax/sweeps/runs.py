@@ -103,6 +103,7 @@ def sweep(
     """
     _require("xarray", *(["h5netcdf", "h5py"] if path is not None else []))
     keys, dimensions = _check(key, fn, grid, num_seeds, batch_size, mesh, progress)
+    # `jax.set_mesh` says the same as the argument.
     if mesh is None and not jax.sharding.get_abstract_mesh().empty:
         mesh = jax.sharding.get_mesh()
     # Choices are compiled one by one; numbers are arguments of one program.
@@ -140,6 +141,7 @@ def sweep(
             program = compile_cells(cells, batch_size, mesh)
             for chunk in run_cells(program, gaps, batch_size):
                 results.add(choice, chunk)
+                # Every process has the results, and one of them writes.
                 if storage is not None and jax.process_index() == 0:
                     storage.write(choice, chunk)
                 bar.update(len(chunk[1][0]))

@@ -53,6 +53,7 @@ def describe(
             for dimension in dimensions
         },
         "num_seeds": len(keys),
+        # The first seed's key stands for the sweep's: those of the others follow from the same one.
         "key": np.asarray(jax.random.key_data(keys[:1])).ravel().tolist(),
         "function": operations.hexdigest(),
     }

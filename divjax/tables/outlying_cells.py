@@ -85,6 +85,7 @@ def suspected_gaps(
             # Gaps in both tables are written alike.
             if not len(known) or gaps < LEAST_FREQUENT or np.isnan(values[own]).any():
                 continue
+            # Such codes, −999 or 99, are chosen to lie beyond all values.
             for end in {known.min(), known.max()}:
                 share = np.mean(values[own] == end)
                 if share < LEAST_FREQUENT or (values[other] == end).any():

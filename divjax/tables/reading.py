@@ -334,6 +334,7 @@ def _best(
         # it is written, its other columns. Last come the delimiters and the order of the readings.
         def evidence(k: int, table: int = table) -> tuple[float, ...]:
             own, other, comma = commas[table], commas[1 - table], readings[k].comma
+            # In ascending order of these: what speaks for a reading enters with a minus sign.
             return (
                 -shares[k][table],
                 -comma * own[0],
@@ -345,6 +346,7 @@ def _best(
             )
 
         order = sorted(range(len(readings)), key=evidence)
+        # Mostly words in one of the tables: the column stays text in both.
         if count is not None and shares[order[0]][table] <= 0.5:
             return None
         chosen.append(tried[order[0]][table])

@@ -177,6 +177,7 @@ def _numbers(comparison: "TableComparison") -> list[tuple[str, str]]:
     """The numbers above the columns, with names as in the legend."""
     verdict, (n, m) = comparison.verdict, comparison.num_rows
     p_value = shown_p_value(verdict.p_value)
+    # Not “no”: a test that finds nothing does not show that the tables are equal.
     answers = {True: "yes", False: "no difference found", None: "cannot tell"}
 
     def shown(estimate: Estimate, digits: int) -> str:
@@ -205,6 +206,7 @@ def _column_rows(comparison: "TableComparison") -> list[tuple[str, ...]]:
                 row["column"],
                 f"{row['js']:.4f}",
                 f"{row['error']:.4f}",
+                # The header says p: of the signs only that of an inequality is needed.
                 shown_p_value(row["p_value"]).removeprefix("= "),
                 "yes" if row["significant"] else "no",
             )
@@ -215,6 +217,7 @@ def _column_rows(comparison: "TableComparison") -> list[tuple[str, ...]]:
 
 def _used(comparison: "TableComparison") -> str:
     """The columns that the classifier needs most, with the losses of its AUC."""
+    # A loss below half of the last digit would be shown as none.
     order = sorted(comparison.importance.items(), key=lambda item: -item[1])[:5]
     return ", ".join(f"{column} {loss:.3f}" for column, loss in order if loss > 0.0005)
 
@@ -291,6 +294,7 @@ def _draw_numbers(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
         return
     # Far cells would make all others one bar.
     low, high = np.quantile(pooled, [0.001, 0.999])
+    # A column of one value has no range of its own.
     bins = np.linspace(low, high if high > low else low + 1, 30)
     if np.equal(pooled, np.floor(pooled)).all():
         # As many whole numbers in each bar, or a comb is seen.
@@ -298,6 +302,7 @@ def _draw_numbers(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
         bins = np.arange(low, high + width + 1, width) - 0.5
     for column, name in zip(values, names, strict=True):
         if len(column):
+            # Shares and not counts, as the tables may have different numbers of rows.
             weights = np.full(len(column), 1 / len(column))
             axis.hist(
                 np.clip(column, low, bins[-1]), bins, weights=weights, histtype="step", label=name
@@ -309,15 +314,18 @@ def _draw_pair(comparison: "TableComparison", one: str, other: str) -> str:
     """The rows of either table by two columns."""
     import matplotlib.pyplot as plt
 
+    # A fixed seed: the page of one comparison is the same each time it is made.
     rng = np.random.default_rng(0)
     across, along = (
         _places([table[column] for table in comparison.tables], rng) for column in (one, other)
     )
     with plot.style():
+        # A panel for each table, as dots of one would cover those of the other, on common scales.
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharex=True, sharey=True)
         for axis, x, y, name in zip(
             axes, across.values, along.values, comparison.names, strict=True
         ):
+            # At random: the first rows of a table that is sorted are no picture of it.
             shown = rng.permutation(len(x))[:2000]
             axis.scatter(x[shown], y[shown], s=3, alpha=0.4, linewidths=0)
             axis.set_title(_shortened(name, 40))
@@ -327,6 +335,7 @@ def _draw_pair(comparison: "TableComparison", one: str, other: str) -> str:
             if levels:
                 axis.set_ticks(range(len(levels)), levels, fontsize=8)
         for axis in axes:
+            # Names of levels are longer than numbers, and would run into each other.
             axis.tick_params(axis="x", rotation=30 if across.levels else 0)
         return _image(figure)
 
@@ -349,6 +358,7 @@ def _places(pair: list[Any], rng: np.random.Generator) -> _Places:
         return _Places([np.where(np.isinf(own), np.nan, own).clip(*ends) for own in values], [])
     texts = [part.astype(object).where(part.notna(), "(missing)").astype(str) for part in pair]
     frequent = pd.concat(texts).value_counts().index[:8].tolist()
+    # A level that is not among these has no place: it is NaN, which is not drawn.
     codes = [
         text.map({level: place for place, level in enumerate(frequent)}).to_numpy(float)
         for text in texts
@@ -369,6 +379,7 @@ def _draw_levels(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
     for shift, share, name in zip((-0.2, 0.2), shares, names, strict=True):
         axis.barh(places + shift, share.reindex(order, fill_value=0), height=0.4, label=name)
     axis.set_yticks(places, [_shortened(str(level), 14) for level in order], fontsize=8)
+    # Places count upwards, and the most frequent level is the first.
     axis.invert_yaxis()
 
 

@@ -94,6 +94,7 @@ def _equals(column: Any, value: Any) -> np.ndarray:
         except (TypeError, ValueError):
             number = math.nan
         return (column == number).to_numpy(bool, na_value=False)
+    # Categories and booleans are compared by how they are written.
     text = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
     return (text.str.strip() == str(value).strip()).to_numpy(bool, na_value=False)
 
@@ -164,6 +165,7 @@ def identifier_notes(
                     f"{column}: {repeated} of {len(one)} rows of {name} share it with another row: "
                     "p-values and intervals take rows as independent"
                 )
+        # A row's own identifier in a synthetic table may tell whom it was made from.
         if shared := len(set(known[0]) & set(known[1])):
             of = min(part.nunique() for part in known)
             notes.append(f"{column}: {shared} of {of} identifiers are in both tables")

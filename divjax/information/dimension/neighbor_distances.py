@@ -209,7 +209,9 @@ def _two_nn(
     discard = jnp.asarray(discard, dtype)
     discard = nan_unless((discard > 0) & (discard < 1), discard)
 
+    # log μ, as a difference of logarithms: the ratio itself could overflow.
     ratios = rows.near.log_distances[:, 1] - rows.near.log_distances[:, 0]
+    # Rows that are not valid come last, beyond the share that is kept.
     order = jnp.argsort(jnp.where(rows.valid, jax.lax.stop_gradient(ratios), jnp.inf))
     count = jnp.sum(rows.valid.astype(dtype))
     ranks = jnp.arange(1, n + 1, dtype=dtype)
@@ -249,9 +251,11 @@ def _slope_influence(
     influence function at u is (p − 1[u ≤ Q(p)])/f(Q(p)): an integral over log μ. `below` is p at
     each ratio, and `square` is ∫ Q(p)² dp.
     """
+    # The integrand's derivative in Q(p), over minus the derivative of the integral in d.
     sensitivity = (v - 2 * slope * u) / square
     both = kept[1:] & kept[:-1]
     steps = jnp.where(both, (u[1:] - u[:-1]) * (sensitivity[1:] + sensitivity[:-1]) / 2, 0)
+    # By the trapezoidal rule between neighbouring ratios.
     so_far = jnp.concatenate([jnp.zeros_like(u[:1]), jnp.cumsum(steps)])
     # For a ratio beyond those kept, the integral from it is zero: `so_far` is constant there.
     return jnp.sum(jnp.where(both, below[:-1], 0) * steps) - (so_far[-1] - so_far)
@@ -383,5 +387,6 @@ def _local(x: Float[Array, "n d"], *, k: int) -> Float[Array, " n"]:
     near = nearest_points(x, None, k)
     valid = jnp.all(near.usable, axis=1)
     # A neighbour that is not finite is at no distance, and does not count.
+    # The reciprocal of a mean of k − 1 exponential variables is too large by (k − 1)/(k − 2).
     inverses = _inverse_dimensions(near) * ((k - 1) / (k - 2))
     return nan_entries_unless(valid, 1 / jnp.where(valid, inverses, 1))

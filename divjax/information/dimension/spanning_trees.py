@@ -41,6 +41,7 @@ def _tree_parents(squared: Float[Array, "p p"], size: Int[Array, ""]) -> Int[Arr
         nearer = ~done & (row < nearest)
         return jnp.where(nearer, row, nearest), jnp.where(nearer, joining, parents), done
 
+    # Points beyond the size have joined from the start, as parents of themselves.
     start = squared[0], jnp.where(outside, places, 0), outside | (places == 0)
     return jax.lax.fori_loop(1, size, grow, start)[1]
 
@@ -117,7 +118,9 @@ def persistent_homology(
     check_count(2, min_points=min_points, num_sizes=num_sizes, num_subsamples=num_subsamples)
     check_probability(confidence_level=confidence_level)
     n = x.shape[0]
+    # Larger subsamples share most of their rows, and their spread says less about the error.
     largest = min(512, n // 2) if max_points is None else max_points
+    # Sizes are whole numbers, and each occurs once.
     least = min_points + num_sizes - 1
     if max_points is None and largest < least:
         raise ValueError(
@@ -178,9 +181,11 @@ def _persistent_homology(
     share = sizes[-1] / size
     # Of unequal weights the effective number of rows may be below a subsample's: then all is NaN.
     share = nan_unless(share < 1, share)
+    # The factor m/(n − m) of the jackknife that leaves n − m rows out, and the mean's own error.
     factor = jnp.sqrt(share / (1 - share) + 1 / num_subsamples)
     # The derivative of 1/(1 − s) is its square.
     std_error = jnp.square(value) * jnp.std(slopes, ddof=1) * factor
+    # The first point is the root, from which no edge leads to a parent.
     edges = jax.vmap(edge_lengths)(points, trees[-1])[:, 1:]
     coincident = jnp.mean((edges == 0).astype(dtype))
     return dimension_estimate(value, std_error, size, coincident, confidence_level)

@@ -227,6 +227,7 @@ class DivergenceBound:
             jax.random.split(held_out_key, self.num_groups),
         )
         state = TrainingState(trained.params, trained.optimizer_state, trained.loss_state)
+        # What is minimised is minus the bound.
         return BoundFit(critic, u_p, u_q, -trained.losses, trained.finite, state)
 
     def _centered(self, x: Numbers, y: Numbers) -> tuple[Center, Array, Array]:
