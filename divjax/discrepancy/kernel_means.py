@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from divjax.core.checks import check_same_features
 from divjax.core.numerics import at_least_single, in_units_of, matmul
+from divjax.core.pairwise import common_center
 from divjax.core.samples import Numbers, as_samples, centered_samples, check_distinguishable
 from divjax.core.sharding import in_auto_axes
 from divjax.core.simplex import with_finite_padding
@@ -40,12 +41,13 @@ def squared_discrepancy(
 
 
 def _in_own_unit(samples: TwoMeasures) -> tuple[TwoMeasures, Float[Array, ""]]:
-    """Both samples in units of the largest coordinate with weight, and the unit.
+    """Both samples in units of the largest deviation with weight from their centre, and the unit.
 
     Squares then neither over- nor underflow, and no digit is lost.
     """
     x, y, a, b = samples
-    sides = (x, a), (y, b)
+    center = common_center(x, a != 0)
+    sides = (x - center, a), (y - center, b)
     size = jnp.maximum(*(jnp.max(jnp.where(w[:, None] != 0, jnp.abs(z), 0)) for z, w in sides))
     size = jax.lax.stop_gradient(size)
     (x, unit), (y, _) = in_units_of(size, x), in_units_of(size, y)
