@@ -20,7 +20,7 @@ from divjax.core.pairwise import (
     DIFFERENCES_UP_TO,
     LOST_ULPS,
     centered_distances,
-    coincidence_distance,
+    coincidence_distances,
     common_center,
     distances_by_differences,
     rows_per_block,
@@ -34,6 +34,10 @@ __all__ = [
     "median_distance",
     "two_quantiles_of_distances",
 ]
+
+# If half of the pairs coincide, half of the rows are at one place. Less than half are enough here:
+# the centre, the median of some of the rows, may be at the second of two places.
+_FEWEST_AT_CENTER = 0.25
 
 
 class RowsInUnits(NamedTuple):
@@ -87,9 +91,15 @@ def in_typical_units(x: Float[Array, "n d"], level: float = 0.5) -> RowsInUnits:
     rows = jnp.clip(scaled, -near, near) + jnp.sign(deviations) * near * beyond
     rows = nan_unless(jnp.all(jnp.isfinite(wide)), rows)
     # Rows coincide if they are equal up to rounding in the dtype in which they are given.
-    rounding = coincidence_distance(wide, float(jnp.finfo(x.dtype).eps))
-    # The squared distance of rows whose coordinates differ by at most `rounding` is at most this.
-    coincident = x.shape[1] * jnp.square(in_units_of(typical, rounding)[0])
+    rounding = coincidence_distances(wide, float(jnp.finfo(x.dtype).eps))
+    # The squared distance of rows whose coordinates differ by at most `rounding` is at most the sum
+    # of its squares, to which a constant feature adds nothing.
+    varies = jnp.any(deviations != 0, axis=0)
+    squared = jnp.sum(jnp.square(in_units_of(typical, jnp.where(varies, rounding, 0))[0]))
+    # A difference in one feature may be less than the rounding of another, in which rows agree:
+    # they coincide only if they do in all features.
+    at_center = jnp.mean(jnp.all(jnp.abs(deviations) <= rounding, axis=1))
+    coincident = jnp.where(at_center > _FEWEST_AT_CENTER, squared, 0)
     return RowsInUnits(rows, unit, coincident)
 
 

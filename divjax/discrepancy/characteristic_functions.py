@@ -13,7 +13,13 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers, as_samples
 from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.kernels.bandwidth import MedianDistance
-from divjax.kernels.pooled import TwoSamples, as_measures, pooled_rows, two_samples
+from divjax.kernels.pooled import (
+    TwoSamples,
+    about_center,
+    as_measures,
+    pooled_rows,
+    two_samples,
+)
 from divjax.kernels.protocols import SpectralKernel
 from divjax.kernels.radial import Gaussian
 
@@ -116,8 +122,8 @@ def _drawn(
 def _mean_gap(
     samples: TwoSamples, frequencies: Float[Array, "k d"], *, debias: bool
 ) -> Float[Array, ""]:
-    # Moduli are those about any origin, hence centred samples as for a radial kernel.
-    x, y, a, b = as_measures(Gaussian(), samples)
+    # Moduli are those about any origin, and phases are exact to rounding of themselves.
+    x, y, a, b = about_center(as_measures(Gaussian(), samples))
 
     def characteristic(
         frequencies: Float[Array, "b d"], rows: Float[Array, "n d"], share: Float[Array, " n"]

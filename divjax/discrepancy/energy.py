@@ -15,7 +15,7 @@ from divjax.core.samples import Numbers, as_samples
 from divjax.core.sharding import in_auto_axes
 from divjax.discrepancy.energy_on_line import energy_distance_on_line
 from divjax.discrepancy.kernel_means import nan_if_lost, squared_discrepancy
-from divjax.kernels.pooled import TwoSamples, as_measures, two_samples
+from divjax.kernels.pooled import TwoSamples, about_center, as_measures, two_samples
 from divjax.kernels.radial import Energy
 
 __all__ = ["energy_distance", "sliced_energy_distance"]
@@ -171,7 +171,7 @@ def _sliced(
     samples: TwoSamples, directions: Float[Array, "k d"], *, debias: bool
 ) -> Float[Array, ""]:
     """`sliced_energy_distance` after its checks."""
-    x, y, a, b = as_measures(Energy(), samples)
+    x, y, a, b = about_center(as_measures(Energy(), samples))
     d = x.shape[1]
 
     def along(block: Float[Array, "b d"]) -> Float[Array, " b"]:

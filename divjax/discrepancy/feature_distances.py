@@ -10,12 +10,17 @@ from jaxtyping import Array, Float, Int
 
 from divjax.core.checks import check_full_precision
 from divjax.core.numerics import at_least_single, in_units_of, matmul, nan_unless
-from divjax.core.pairwise import about_common_center, map_row_blocks, resolved_distances
+from divjax.core.pairwise import (
+    about_common_center,
+    common_center,
+    map_row_blocks,
+    resolved_distances,
+)
 from divjax.core.samples import Numbers, centered_samples
 from divjax.core.selection import smallest_in_rows
 from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.core.types import summary
-from divjax.kernels.pooled import TwoSamples, as_measures, two_samples
+from divjax.kernels.pooled import TwoSamples, about_center, as_measures, two_samples
 from divjax.kernels.radial import Energy
 from divjax.ot.covariances import squared_bures
 
@@ -81,7 +86,7 @@ def frechet_distance(
 @jax.jit
 def _frechet_distance(samples: TwoSamples) -> Float[Array, ""]:
     """`frechet_distance` after its checks."""
-    x, y, a, b = as_measures(Energy(), samples)
+    x, y, a, b = about_center(as_measures(Energy(), samples))
     (mean_x, covariance_x), (mean_y, covariance_y) = _moments(x, a), _moments(y, b)
     shift = jnp.sum(jnp.square(mean_x - mean_y))
     return shift + squared_bures(covariance_x, covariance_y)
@@ -203,11 +208,12 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
 def _in_typical_unit(
     x: Float[Array, "n d"], y: Float[Array, "m d"]
 ) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
-    """Both samples in units of their rows' median size, so that squares do not underflow.
+    """Both samples in units of their rows' median deviation, so that squares do not underflow.
 
     Not of the largest: one row far away would make those of the others underflow.
     """
-    sizes = jnp.max(jnp.abs(jnp.concatenate([x, y])), axis=1)
+    rows = jnp.concatenate([x, y])
+    sizes = jnp.max(jnp.abs(rows - common_center(rows)), axis=1)
     typical = jnp.median(sizes)
     size = jnp.where(typical > 0, typical, jnp.max(sizes))
     return in_units_of(size, x)[0], in_units_of(size, y)[0]

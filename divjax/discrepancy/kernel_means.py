@@ -15,13 +15,14 @@ from divjax.core.samples import Numbers, as_samples, centered_samples, check_dis
 from divjax.core.sharding import in_auto_axes
 from divjax.core.simplex import with_finite_padding
 from divjax.kernels.bandwidth import MedianDistance
-from divjax.kernels.contrasts import contrast_at, contrast_at_rows
+from divjax.kernels.contrasts import contrast_at, less_constant
 from divjax.kernels.means import map_kernel_rows, mean_of_pairs, own_mean
 from divjax.kernels.pooled import (
     TwoMeasures,
     TwoSamples,
     as_measures,
     pooled_rows,
+    resolved_at,
     two_samples,
 )
 from divjax.kernels.protocols import GramKernel, check_gram_kernel, is_radial
@@ -43,12 +44,13 @@ def squared_discrepancy(
 
 
 def _in_own_unit(samples: TwoMeasures) -> tuple[TwoMeasures, Float[Array, ""]]:
-    """Both samples in units of the largest coordinate with weight, and the unit.
+    """Both samples in units of the largest deviation with weight from their centre, and the unit.
 
     Squares then neither over- nor underflow, and no digit is lost.
     """
     x, y, a, b = samples
-    sides = (x, a), (y, b)
+    center = common_center(x, a != 0)
+    sides = (x - center, a), (y - center, b)
     size = jnp.maximum(*(jnp.max(jnp.where(w[:, None] != 0, jnp.abs(z), 0)) for z, w in sides))
     size = jax.lax.stop_gradient(size)
     (x, unit), (y, _) = in_units_of(size, x), in_units_of(size, y)
@@ -224,12 +226,25 @@ def witness(
 @in_auto_axes
 def _witness(kernel: GramKernel, z: Float[Array, "k d"], samples: TwoSamples) -> Float[Array, " k"]:
     """`witness` after its checks."""
-    # No more than a number is subtracted: any other part of k cancels in MMD, and here remains.
-    kernel = contrast_at_rows(kernel, pooled_rows(samples), constant=True)
+    kernel = resolved_at(kernel, samples)
     x, y, a, b = as_measures(kernel, samples)
-    # One pass over both samples, with the sign of each in its weight.
     points, signed = jnp.concatenate([x, y]), jnp.concatenate([a, -b])
-    mean_gap = lambda values, own: matmul(values, signed)
+    # One pass over both samples, for the difference of their means and the sum.
+    columns = jnp.stack([signed, jnp.abs(signed)], axis=1)
     z = z.astype(at_least_single(z.dtype))
-    values = map_kernel_rows(mean_gap, kernel, z, points, used=signed != 0)
-    return values.astype(samples.dtype)
+
+    def means(kernel: GramKernel) -> Float[Array, "k 2"]:
+        return map_kernel_rows(
+            lambda values, own: matmul(values, columns), kernel, z, points, used=signed != 0
+        )
+
+    if not is_radial(kernel):
+        return means(kernel)[:, 0].astype(samples.dtype)
+    # No more than a number is subtracted: any other part of k cancels in MMD, and here remains.
+    contrast, constant = less_constant(kernel, pooled_rows(samples))
+    found = means(contrast)
+    # A kernel wide for most rows may be narrow between them and a point, where its values are far
+    # below the constant: the difference has lost their digits.
+    small = (constant > 0) & (found[:, 1] < -constant)
+    plain = jax.lax.cond(jnp.any(small), lambda: means(kernel), lambda: found)
+    return jnp.where(small, plain[:, 0], found[:, 0]).astype(samples.dtype)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from divjax.core.checks import check_same_features
 from divjax.core.pairwise import (
-    coincidence_distance,
+    coincidence_distances,
     common_center,
     living_rows,
     map_row_blocks,
@@ -46,7 +46,7 @@ def distinct_particles(
     """The number of distinct particles: those that coincide count once.
 
     Particles coincide if all their coordinates agree up to rounding, a few units in the last place
-    of the particles' size. Under every velocity except `Langevin` they then stay together.
+    of the coordinate's size. Under every velocity except `Langevin` they then stay together.
     O(n²) time for each feature, blockwise memory.
 
     Args:
@@ -82,12 +82,12 @@ def _num_distinct(
     # Zero-weight particles may hold NaN, which must not reach the tolerance or a comparison.
     x = living_rows(particles, alive.astype(particles.dtype))
     index = jnp.arange(n)
-    tolerance = coincidence_distance(x, float(jnp.finfo(x.dtype).eps))
+    tolerance = coincidence_distances(x, float(jnp.finfo(x.dtype).eps))
 
     def coincides_with_earlier(rows: Float[Array, "b d"], row: Int[Array, " b"]) -> Array:
         # One feature at a time: memory for a block of pairs, not times d.
         def agree(feature: Array, so_far: Array) -> Array:
-            return so_far & (jnp.abs(rows[:, feature, None] - x[:, feature]) <= tolerance)
+            return so_far & (jnp.abs(rows[:, feature, None] - x[:, feature]) <= tolerance[feature])
 
         # Of each coincident group, only the weighted particle of least index is not a repetition.
         earlier = (index < row[:, None]) & alive

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from divjax.core.checks import check_positive, check_positive_values, known_number
 from divjax.core.distance_quantiles import in_typical_units, median_distance
 from divjax.core.numerics import at_least_single, in_units_of
-from divjax.core.pairwise import coincidence_distance, common_center
+from divjax.core.pairwise import coincidence_distances, common_center
 from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Numbers, as_samples, centered_samples
 
@@ -53,11 +53,12 @@ def _mean_distance(x: Float[Array, "n d"]) -> Float[Array, ""]:
     # The common centre is an entry of the rows, and the formula above is about their mean.
     scaled = scaled - jnp.mean(scaled, axis=0)
     # A single row has no pairs, and the mean 0.
-    squared = 2 * jnp.sum(scaled**2) / max(x.shape[0] - 1, 1)
-    # Rows coincide if they are equal up to rounding in the dtype in which they are given.
-    apart, _ = in_units_of(largest, coincidence_distance(wide, float(jnp.finfo(x.dtype).eps)))
-    coincide = squared <= x.shape[1] * jnp.square(apart)
-    return jnp.where(coincide, 0, jnp.sqrt(squared) * unit)
+    squares = 2 * jnp.sum(scaled**2, axis=0) / max(x.shape[0] - 1, 1)
+    # Rows coincide if they are equal up to rounding in the dtype in which they are given, in every
+    # feature.
+    apart, _ = in_units_of(largest, coincidence_distances(wide, float(jnp.finfo(x.dtype).eps)))
+    coincide = jnp.all(squares <= jnp.square(apart))
+    return jnp.where(coincide, 0, jnp.sqrt(jnp.sum(squares)) * unit)
 
 
 def _bandwidth(distance: Float[Array, ""], dtype: DTypeLike, divisor: float) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from divjax.core.checks import check_flag
 from divjax.core.numerics import at_least_single
-from divjax.core.pairwise import living_rows
+from divjax.core.pairwise import common_center, living_rows
 from divjax.core.samples import (
     Numbers,
     as_samples,
@@ -25,6 +25,7 @@ K = TypeVar("K", bound=GramKernel)
 __all__ = [
     "TwoMeasures",
     "TwoSamples",
+    "about_center",
     "as_measure",
     "as_measures",
     "living_part",
@@ -126,6 +127,17 @@ def as_measure(
     if not is_radial(kernel):
         rows = _within_reach(rows, used)
     return rows, shares_of(weights)
+
+
+def about_center(measures: TwoMeasures) -> TwoMeasures:
+    """Both samples less a row near those of x, for moments and projections.
+
+    They do not depend on a common offset, but the rounding of a mean, and of a product of matrices,
+    is relative to it. One feature far from zero would decide all of them.
+    """
+    x, y, a, b = measures
+    center = common_center(x, a != 0)
+    return TwoMeasures(x - center, y - center, a, b)
 
 
 def _within_reach(rows: Float[Array, "n d"], used: Bool[Array, " n"]) -> Float[Array, "n d"]:

@@ -68,6 +68,62 @@ def test_padding_of_any_size(far):
         np.testing.assert_allclose(measure(padded, y, a), measure(x, y, a), rtol=1e-4)
 
 
+def energy_on_line(x, y):
+    mean = lambda u, v: np.abs(u[:, None] - v).mean()
+    return 2 * mean(x, y) - mean(x, x) - mean(y, y)
+
+
+@pytest.mark.parametrize("offset", [0.0, 2020.0, 1e6, 1e30])
+def test_a_constant_feature_far_from_zero_changes_nothing(offset):
+    """Beside others of a ten-millionth of it, or less: the formulas leave the constant one out."""
+    rng = np.random.default_rng(5)
+    small = np.float32(1e-7 * min(offset, 1e7)) if offset else np.float32(1)
+    x, y = (small * rng.normal(size=(n, 2)).astype(np.float32) for n in (40, 15))
+    y += small
+    u, v = x.astype(float) / small, y.astype(float) / small
+    beside = lambda rows: np.append(rows, np.full((len(rows), 1), np.float32(offset)), axis=1)
+    x, y = jnp.asarray(beside(x)), jnp.asarray(beside(y))
+    near = lambda found, expected: np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+    # The covariances' roots by eigenvalues of their product, which are those of the square.
+    one, other = np.cov(u.T), np.cov(v.T)
+    roots = np.sqrt(np.linalg.eigvals(one @ other)).sum()
+    frechet = np.square(u.mean(0) - v.mean(0)).sum() + np.trace(one) + np.trace(other) - 2 * roots
+    near(discrepancy.frechet_distance(x, y) / small**2, frechet)
+    energy = 2 * cdist(u, v).mean() - cdist(u, u).mean() - cdist(v, v).mean()
+    near(discrepancy.energy_distance(x, y) / small, energy)
+    near(discrepancy.precision_recall(x, y), exact_precision_recall(u, v, 3))
+
+    directions = rng.normal(size=(8, 3)).astype(np.float32)
+    rates = directions[:, :2].astype(float)
+    characteristic = lambda rows: np.exp(1j * rows @ rates.T).mean(0)
+    gaps = np.abs(characteristic(u) - characteristic(v)) ** 2
+    frequencies = directions / small
+    found = discrepancy.characteristic_function_distance(None, x, y, frequencies=frequencies)
+    near(found, gaps.mean())
+    # The mean over directions is proportional to that along lines, with E|θ_1| = 1/2 in space.
+    lengths = np.linalg.norm(directions.astype(float), axis=1)
+    along = [energy_on_line(u @ rate, v @ rate) for rate in rates] / lengths
+    found = discrepancy.sliced_energy_distance(None, x, y, directions=directions)
+    near(found / small, 2 * np.mean(along))
+
+
+@pytest.mark.parametrize("offset", [2020.0, 1e7])
+def test_a_constant_feature_far_from_zero_leaves_a_bandwidth(offset):
+    """By the median distance of the others, which is below the rounding of the constant one."""
+    rng = np.random.default_rng(6)
+    x, y = (np.full((n, 2), offset, np.float32) for n in (20, 30))
+    x[:, 1], y[:, 1] = rng.normal(size=20), rng.normal(size=30) + 1
+    x[:, 1] *= 1e-7 * offset
+    y[:, 1] *= 1e-7 * offset
+    rows = np.concatenate([x, y])[:, 1:].astype(float)
+    squares = cdist(rows, rows) ** 2
+    median = np.quantile(squares[np.triu_indices(50, 1)], 0.5, method="inverted_cdf")
+    values, signs = np.exp(-squares / (2 * median)), np.repeat([1 / 20, -1 / 30], [20, 30])
+    found = discrepancy.mmd(jnp.asarray(x), jnp.asarray(y))
+    np.testing.assert_allclose(found, signs @ values @ signs, rtol=1e-2)
+
+
 def test_directions_may_have_any_length():
     rng = np.random.default_rng(3)
     x, y, u = rng.normal(size=(3, 20, 3))

@@ -165,3 +165,15 @@ def test_equal_samples_have_none():
         )(jnp.asarray(x))
         np.testing.assert_allclose(value, 0, atol=1e-9)
         np.testing.assert_allclose(slope, 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 1), (40, 7)])
+@pytest.mark.parametrize("narrow", [1.0, 4.0])
+def test_the_witness_far_from_both_samples(rows, narrow):
+    """Where the kernel is small, though most of the rows have no distance from each other."""
+    n, m = rows
+    x, y = np.zeros((n, 2)), np.full((m, 2), 6.0)
+    z = np.array([[0.0, 6.5], [7.0, -0.5], [-5.0, 0.0], [0.5, 0.0]])
+    between = lambda rows: np.exp(-np.square(z - rows[0]).sum(1) * narrow / 2)
+    found = discrepancy.witness(z, x, y, kernel=kernels.Gaussian(narrow**-0.5))
+    np.testing.assert_allclose(found, between(x) - between(y), rtol=1e-4)

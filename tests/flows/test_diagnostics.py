@@ -121,6 +121,11 @@ def test_distinct_particles_are_counted_up_to_rounding(d):
     assert count(jnp.asarray(x), jnp.asarray(weights)) == 7
 
 
+def test_particles_that_differ_in_a_small_coordinate_are_distinct():
+    """The rounding of the other one, near 10⁷, is larger than their differences."""
+    assert flows.distinct_particles(jnp.array([[1e7, 0.0], [1e7, 0.5], [1e7, 1.0]])) == 3
+
+
 def test_a_particle_that_is_no_number_has_no_count():
     x = jnp.arange(8.0).reshape(4, 2).at[1, 0].set(jnp.nan)
     assert flows.distinct_particles(x) == -1

@@ -205,6 +205,21 @@ def test_particles_equal_up_to_rounding_have_bandwidth_one(rule, dtype, d):
     assert bandwidth_at(rule, one_ulp) == 1
 
 
+@pytest.mark.parametrize("offset", [1e7, 2020.0])
+@pytest.mark.parametrize("others", [0, 5])
+def test_a_feature_far_from_zero_does_not_hide_the_others(offset, others):
+    """Its rounding exceeds all differences of another feature: a year beside a small number."""
+    x = np.full((50, 2), offset, np.float32)
+    x[:others, 0] *= 2
+    x[:, 1] = 1e-7 * offset * points(50, 1)[:, 0]
+    squares = pdist(x.astype(float)) ** 2
+    median = np.quantile(squares, 0.5, method="inverted_cdf")
+    expected = {"Mean": np.mean(squares), "Median": median}
+    for name, rule in RULES.items():
+        found = bandwidth_at(rule, jnp.asarray(x)) ** 2 * 2 * np.log(51)
+        np.testing.assert_allclose(found, expected[name], rtol=2e-3, err_msg=name)
+
+
 @each_rule
 @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e19, 1e38])
 def test_bandwidths_keep_units_whose_squares_are_out_of_range(rule, scale):
