@@ -91,7 +91,9 @@ def nearest_points(
     measure = lambda index: _measured(x, columns, index, ordered)
     found = measure(index)
     lost = _is_lost(searched_x, searched_y, jax.lax.stop_gradient(found), x)
-    again = lambda _: _search_by_differences(searched_x, searched_y, nearest, candidates)
+    # Of the points themselves: in the search's unit some may be infinite.
+    own_x, own_y = jax.lax.stop_gradient((x, y))
+    again = lambda _: _search_by_differences(own_x, own_y, nearest, candidates)
     return measure(if_needed(lost, again, index))
 
 
@@ -251,20 +253,23 @@ def _is_lost(
     """Whether a distance that was found is within the rounding of the squares searched."""
     columns, limits = x if y is None else y, jnp.finfo(x.dtype)
     # The unit of the search, as the ratio of the largest coordinates before and after scaling.
-    size = lambda z: jnp.max(jnp.where(jnp.isfinite(z), jnp.abs(z), 0))
+    size = lambda z: jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(z), 0))
     unit = size(original) / size(x)
     usable, last = found.usable[:, -1], found.log_distances[:, -1]
-    # Squares of differences underflow, and points that are nearer than that look coincident.
-    underflow = usable & (last - jnp.log(unit) < 0.5 * math.log(limits.tiny / limits.eps))
+    # Squares of differences leave the range: nearer points look coincident, and farther ones
+    # equally far, as those of a minority do if most rows are near the centre.
+    squares = 2 * (last - jnp.log(unit))
+    within = (squares >= math.log(limits.tiny / limits.eps)) & (squares < math.log(limits.max) - 1)
+    outside = usable & ~within
     if x.shape[1] <= DIFFERENCES_UP_TO:
-        return jnp.any(underflow)
+        return jnp.any(outside)
     # Products of matrices have the rounding of the points' norms.
     center = jnp.mean(columns, axis=0)
     norms = jnp.sum(jnp.square(x - center), axis=1)
     norms = norms + jnp.max(jnp.sum(jnp.square(columns - center), axis=1))
     squared = jnp.square(jnp.exp(jnp.where(usable, last, -jnp.inf)) / unit)
     # Negated, so that NaN counts as lost.
-    return jnp.any(underflow | ~(squared > 64 * limits.eps * norms))
+    return jnp.any(outside | ~(squared > 64 * limits.eps * norms))
 
 
 def _search_by_differences(
@@ -272,7 +277,8 @@ def _search_by_differences(
 ) -> Int[Array, "n c"]:
     """The candidates by distances whose squares are in units of the largest difference.
 
-    Slower than products, but exact to rounding for points that are arbitrarily near each other.
+    Slower than products, but exact to rounding for points that are arbitrarily near each other, or
+    far.
     """
     columns = x if y is None else y
 

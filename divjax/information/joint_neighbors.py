@@ -32,8 +32,11 @@ class JointNeighbors(NamedTuple):
     index: Int[Array, "n count"]
 
 
-def in_like_units(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def in_like_units(x: Float[Array, "n d"], *, repeated: bool = False) -> Float[Array, "n d"]:
     """Each feature in units of its standard deviation; zero if it is constant.
+
+    With `repeated` that of its different values, if it is smaller: where one value in many rows is
+    far from the others, they would all be near each other in its unit.
 
     That of the winsorised values, by the outer quantiles too: a typing error must not make all
     others of its feature coincide, nor may the narrow part of a mixture be taken for all of it.
@@ -44,7 +47,18 @@ def in_like_units(x: Float[Array, "n d"]) -> Float[Array, "n d"]:
     root = 2.0 ** (jnp.finfo(x.dtype).maxexp // 2)
     x, _ = in_units_of(jnp.maximum(jnp.max(jnp.abs(x), axis=0), root) / root, x)
     weights = jnp.ones(x.shape[0], x.dtype)
-    z = robust_standardizer((x, weights), keep_tails=True).affine(x)
+    standardizer = robust_standardizer((x, weights), keep_tails=True)
+    z = standardizer.affine(x)
+    if repeated:
+
+        def of_different(column: Float[Array, " n"]) -> tuple[Array, Array]:
+            ordered = jnp.sort(column)
+            first = jnp.append(True, ordered[1:] != ordered[:-1]).astype(x.dtype)
+            narrow = robust_standardizer((ordered[:, None], first), keep_tails=True)
+            return narrow.affine(column[:, None])[:, 0], narrow.scale[0]
+
+        different, scale = jax.vmap(of_different, 1, -1)(x)
+        z = jnp.where((scale > 0) & (scale < standardizer.scale), different, z)
     # Behind a barrier: computed anew for every use, with a rounding of its own, a distance would
     # not be that to the neighbour which defines it.
     return jax.lax.optimization_barrier(z)

@@ -138,6 +138,7 @@ def _prepared(
     k: int,
     *,
     scores: bool = False,
+    mixed: bool = False,
     compared: bool = True,
 ) -> _Sample:
     """The sample with its neighbours: 3k + 1 if the estimate is compared with that by 3k."""
@@ -150,7 +151,7 @@ def _prepared(
         )
     variables = jax.lax.stop_gradient(refuse_derivatives(variables, _NO_DERIVATIVE))
     finite = jnp.stack([jnp.isfinite(variable).all() for variable in variables]).all()
-    unranked = tuple(map(in_like_units, variables))
+    unranked = tuple(in_like_units(variable, repeated=mixed) for variable in variables)
     variables = tuple(in_like_units(normal_scores(v)) for v in variables) if scores else unranked
     # The first features of all variables come first: the search sorts by the first two columns.
     widths = range(max(variable.shape[1] for variable in variables))
@@ -452,8 +453,10 @@ class MixedNeighbors:
     variable and its mean, of a gamma distribution with shape 2 and scale 10 and I = 1.15, these are
     1.13 and 1.19, by the code of Gao et al. 1.40 and 1.30, and by their formula .81 and .92.
 
-    Features are in units of their standard deviations, of winsorised values as for `KSG`.
-    Categories should be coded so that neighbouring codes are alike, or as one feature for each.
+    Features are in units of their standard deviations, of winsorised values as for `KSG`, or of
+    their different values if that is less: one value of many rows, such as a code for missing ones,
+    may be far from the others. Categories should be coded so that neighbouring codes are alike, or
+    as one feature for each.
 
     Attributes:
         k: the rank of the neighbour, static, at most n − 2.
@@ -478,7 +481,7 @@ class MixedNeighbors:
         confidence_level: ArrayLike,
     ) -> Estimate:
         """The sum of entropies; see `mutual_information` for the standard error."""
-        sample = _prepared(variables, self.k)
+        sample = _prepared(variables, self.k, mixed=True)
         repeated, suitable = _repeated(sample.variables), jnp.array(True)
         return _estimate(self._terms, sample, measure, self.k, repeated, suitable, confidence_level)
 

@@ -298,7 +298,15 @@ def _by_assignment(costs: np.ndarray, mass: float) -> Program:
 
 
 def _by_network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """POT's solver."""
+    """POT's solver, repeated if the largest costs' rounding hides a cheaper plan."""
+    found = _network_simplex(costs, a, b)
+    if found.status != Status.CONVERGED or _excess(costs, a, b, found)[0] <= _LARGEST_EXCESS:
+        return found
+    return _refined(_network_simplex, costs, a, b)
+
+
+def _network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
+    """One call of POT's solver."""
     pot = importlib.import_module("ot")
     plan, log = pot.lp.emd(a, b, costs, numItermax=_MAX_PIVOTS, log=True, check_marginals=False)
     solved = log["result_code"] == 1
@@ -306,35 +314,55 @@ def _by_network_simplex(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Prog
 
 
 def _by_highs(costs: np.ndarray, a: np.ndarray, b: np.ndarray) -> Program:
-    """SciPy's HiGHS, repeated on the reduced costs until its absolute tolerance is small enough.
+    """SciPy's HiGHS, whose tolerances are absolute."""
+    return _refined(_highs, costs, a, b)
 
-    If no reduced cost C − f − g is negative, no plan is cheaper. HiGHS tolerates small negative
+
+def _refined(
+    solve: Callable[[np.ndarray, np.ndarray, np.ndarray], Program],
+    costs: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+) -> Program:
+    """A solver's program, repeated on the reduced costs until its absolute error is small enough.
+
+    If no reduced cost C − f − g is negative, no plan is cheaper. Solvers tolerate small negative
     ones, which may be large relative to the smallest costs that matter, such as those within
-    distant clusters. The program with reduced costs has the same plans. In units of what was
-    tolerated it is solved again, and its potentials are added as corrections.
+    distant clusters, or beside costs that are to forbid pairs. The program with reduced costs has
+    the same plans. In units of what was tolerated it is solved again, and its potentials are added
+    as corrections.
     """
     potentials, unit, excess = np.zeros(sum(costs.shape)), 1.0, np.inf
     for _ in range(_MAX_REFINEMENTS):
         reduced = _reduced(costs, potentials) / unit
-        found = _highs(np.where(np.isfinite(costs), np.minimum(reduced, _LARGEST), costs), a, b)
+        found = solve(np.where(np.isfinite(costs), np.minimum(reduced, _LARGEST), costs), a, b)
         if found.status != Status.CONVERGED:
             break
         potentials = potentials + unit * np.append(found.f, found.g)
-        # No plan is cheaper by more than the reduced costs that are paid, and the most negative one
-        # times the mass.
-        reduced, paid = _reduced(costs, potentials), found.plan > 0
-        unit = found.plan[paid] @ reduced[paid] + max(-reduced.min(), 0)
-        size = found.plan[paid] @ np.abs(costs[paid])
+        found = found._replace(f=potentials[: len(a)], g=potentials[len(a) :])
+        share, unit = _excess(costs, a, b, found)
         # A repetition may also be worse: the best program so far is kept.
-        if unit < excess * size or np.isinf(excess):
-            excess = unit / size if size > 0 else unit
-            best = found._replace(f=potentials[: len(a)], g=potentials[len(a) :])
+        if share < excess or np.isinf(excess):
+            excess, best = share, found
         if excess <= _REFINED_EXCESS or unit == 0:
             return best
     if np.isinf(excess):
         return found
     status = Status.CONVERGED if excess <= _LARGEST_EXCESS else Status.FLOATING_POINT_RESOLUTION
     return best._replace(status=status)
+
+
+def _excess(costs: np.ndarray, a: np.ndarray, b: np.ndarray, found: Program) -> tuple[float, float]:
+    """By how much another plan may be cheaper at most, as a share of the cost and by itself.
+
+    No plan is cheaper by more than the reduced costs that are paid, and the most negative one times
+    the mass. Potentials of rows without mass do not count.
+    """
+    reduced, paid = _reduced(costs, np.append(found.f, found.g)), found.plan > 0
+    least = reduced[a > 0][:, b > 0].min()
+    excess = found.plan[paid] @ reduced[paid] + max(-least, 0)
+    size = found.plan[paid] @ np.abs(costs[paid])
+    return float(excess / size if size > 0 else excess), float(excess)
 
 
 def _reduced(costs: np.ndarray, potentials: np.ndarray) -> np.ndarray:

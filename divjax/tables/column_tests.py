@@ -23,6 +23,8 @@ MOST_EXACT = 10**7
 LARGEST_LEVEL = 0.5
 # Permutations at most, and how many of them above χ² are enough.
 MOST_DRAWS, ENOUGH_ABOVE = 100_000, 20
+# Counts of levels that are drawn at most.
+MOST_COUNTS = 10_000_000
 
 
 def is_number(encoded: Encoded, column: str) -> bool:
@@ -122,7 +124,7 @@ def _p_values(encoded: Encoded, column: str) -> list[float]:
     """Of all tests of one column; values that are all missing are not tested."""
     if not is_number(encoded, column):
         x, y = (table[column] for table in encoded.tables)
-        found = [_level_test(*values_alike(x, y))]
+        found = _level_tests(*values_alike(x, y))
         missing = [part.isna().to_numpy(int) for part in (x, y)]
     else:
         # Missing values are tested by themselves: cells may get lost without a change of the
@@ -150,14 +152,31 @@ def _kolmogorov_smirnov(x: np.ndarray, y: np.ndarray) -> float:
     return float(test.pvalue)
 
 
-def _level_test(x: np.ndarray, y: np.ndarray) -> float:
-    """The p-value of equal frequencies of levels; those expected too rarely are merged."""
-    # A table of two rows of counts, the most frequent levels first.
+def _counts(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The counts of levels "2 levels", the most frequent ones first."""
     size = 1 + max(x.max(), y.max())
     counts = np.stack([np.bincount(part, minlength=size) for part in (x, y)])
     counts = counts[:, counts.sum(axis=0) > 0]
+    return counts[:, np.argsort(-counts.sum(axis=0), kind="stable")]
+
+
+def _level_tests(x: np.ndarray, y: np.ndarray) -> list[float]:
+    """The p-value of the levels' test, and that of all rare levels, if it has merged some.
+
+    Each table may have rare levels of its own, which look alike once they are merged.
+    """
+    counts, p_value = _counts(x, y), _level_test(x, y)
+    if counts.shape[1] <= 2 or _join_rare(counts).shape == counts.shape:
+        return [p_value]
+    # One is a valid p-value, too, where the first says enough.
+    return [p_value, 1.0 if p_value < 1 / MOST_DRAWS else _permutation_p_value(counts)]
+
+
+def _level_test(x: np.ndarray, y: np.ndarray) -> float:
+    """The p-value of equal frequencies of levels; those expected too rarely are merged."""
+    counts = _counts(x, y)
     if counts.shape[1] > 2:
-        counts = _join_rare(counts[:, np.argsort(-counts.sum(axis=0), kind="stable")])
+        counts = _join_rare(counts)
     if counts.shape[1] < 2:
         return 1.0
     if counts.shape[1] == 2:
@@ -222,7 +241,9 @@ def _permutation_p_value(counts: np.ndarray) -> float:
     # Ties up to rounding count as above, which can only raise the p-value.
     least = distance(own) * (1 - 1e-9)
     above = draws = 0
-    while draws < MOST_DRAWS:
+    # Of many levels fewer draws, whose p-value is not as small.
+    most = min(MOST_DRAWS, max(1000, MOST_COUNTS // counts.shape[1]))
+    while draws < most:
         drawn = rng.multivariate_hypergeometric(totals, size, size=1000)
         places = np.flatnonzero(distance(drawn) >= least)
         if above + len(places) >= ENOUGH_ABOVE:

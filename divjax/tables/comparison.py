@@ -250,7 +250,7 @@ def compare_tables(
             **nothing,
             **shared,
         )
-    numbers, halves = _classify(key, encoded, seed, level, quick, progress)
+    numbers, halves = _classify(key, encoded, columns, seed, level, quick, progress)
     drivers = drivers_of(halves.importance, halves.error)
     verdict = decide(numbers["js"], halves.p_value, columns, drivers, num_rows, level)
     if set(whole.rows[0]) == set(whole.rows[1]):
@@ -264,7 +264,13 @@ def compare_tables(
 
 
 def _classify(
-    key: Any, encoded: Encoded, seed: int, level: float, quick: bool, progress: bool
+    key: Any,
+    encoded: Encoded,
+    columns: pd.DataFrame,
+    seed: int,
+    level: float,
+    quick: bool,
+    progress: bool,
 ) -> tuple[dict[str, Any], Halves]:
     """The divergences by five folds, and the test by two halves."""
     # The estimates use five models, each of which learns from four fifths of the rows.
@@ -277,7 +283,7 @@ def _classify(
             jax.random.fold_in(key, 0), features.x, features.y, groups=groups
         )
         bar.update(1)
-        numbers = _numbers(fit)
+        numbers = _numbers(fit, columns)
         bar.update(1)
         # The test uses two models, each tested on all rows that it has not learned from.
         halves = score_halves(
@@ -293,7 +299,7 @@ def _classify(
     return numbers, halves
 
 
-def _numbers(fit: RatioFit) -> dict[str, Any]:
+def _numbers(fit: RatioFit, columns: pd.DataFrame) -> dict[str, Any]:
     """The estimates within their ranges, with intervals that know of tables without overlap."""
     js, kl, auc, certified_js = _estimates(fit)
     js, certified = _clipped(js, 1.0), max(0.0, float(certified_js))
@@ -305,6 +311,7 @@ def _numbers(fit: RatioFit) -> dict[str, Any]:
         errors = min(1.0, sum(math.log(2 / 0.05) / len(own) for own in scores))
         least = float(js_bounds_from_tv(1 - errors).lower) / math.log(2)
         js = _estimate(float(js.value), float(js.std_error), min(low, least), 1.0)
+    js = _at_least_a_column(js, columns)
     kl = _clipped(kl, math.inf)
     # Tables at one bit do not overlap, and those are infinitely far apart.
     if float(js.interval[1]) >= 1:
@@ -317,6 +324,20 @@ def _numbers(fit: RatioFit) -> dict[str, Any]:
         "certified_js": certified,
         "scores": scores,
     }
+
+
+def _at_least_a_column(js: Estimate, columns: pd.DataFrame) -> Estimate:
+    """The estimate for whole rows, or a column's if that is clearly above its interval.
+
+    Rows differ at least as much as one of their columns. Trees may miss what a column alone tells,
+    as of many rare levels: then nothing bounds the divergence of the rows from above.
+    """
+    alone: Any = columns[columns["significant"]]
+    least = (alone["js"] - 2 * alone["error"]).max() if len(alone) else 0.0
+    if not least > float(js.interval[1]):
+        return js
+    value, error = alone.loc[(alone["js"] - 2 * alone["error"]).idxmax(), ["js", "error"]]
+    return _estimate(float(value), float(error), float(least), 1.0)
 
 
 # It runs once, and compiling would take longer than running: without optimisation it does not.

@@ -430,13 +430,22 @@ def test_errors_name_the_argument(call, message):
         call(jnp.ones((6, 2)))
 
 
-@pytest.mark.parametrize(("d", "dtype"), [(2, np.float32), (12, np.float32), (2, np.float64)])
-def test_neighbours_far_below_the_extent(d, dtype):
+@pytest.mark.parametrize(
+    ("d", "dtype", "near", "far"),
+    [
+        (2, np.float32, 30, 1.0),
+        (2, np.float32, 40, 1.0),
+        (2, np.float32, 40, 1e15),
+        (12, np.float32, 30, 1.0),
+        (12, np.float32, 40, 1.0),
+        (2, np.float64, 2, 1.0),
+    ],
+)
+def test_neighbours_far_below_the_extent(d, dtype, near, far):
     """Squares of their distances underflow, or those of the others overflow in units of them."""
     rng = np.random.default_rng(0)
-    near = 30 if dtype == np.float32 else 2
-    x = rng.normal(size=(60, d))
-    x[:near] *= 1e-25
+    x = far * rng.normal(size=(60, d))
+    x[:near] *= 1e-25 / far
     x = x.astype(dtype)
     wide = x.astype(np.float64)
     exact = np.linalg.norm(wide[:, None] - wide, axis=-1)

@@ -223,3 +223,16 @@ def test_intervals_cover(correlation, k):
 
     covered = jax.lax.map(covers, jax.random.split(jax.random.key(0), 200), batch_size=10)
     assert covered.mean() >= 0.85
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("atom", [-9999.0, 30.0])
+def test_one_value_of_many_rows_far_from_the_others_sets_no_unit(share, atom):
+    """Where a value is drawn by chance for a share of the rows, the others' information remains."""
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(2, 1000, 1))
+    y = np.where(rng.random((1000, 1)) < share, atom, x + 0.3 * noise)
+    truth = (1 - share) * 0.5 * np.log(1 + 1 / 0.3**2)
+    estimate = information.mutual_information(x, y, method=information.MixedNeighbors())
+    assert estimate.interval.lower < truth < estimate.interval.upper
+    np.testing.assert_allclose(estimate.value, truth, rtol=0.15)

@@ -167,6 +167,28 @@ def test_costs_within_distant_clusters_are_not_below_the_solvers_tolerance(dista
     np.testing.assert_allclose(a @ found.f + b @ found.g, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("forbidding", [1e9, 1e15, 1e20])
+def test_a_large_cost_forbids_pairs_and_hides_no_others(name, forbidding, monkeypatch):
+    """The optimum over the other pairs, as an infinite cost in SciPy's program has it."""
+    if name == "HiGHS":
+        monkeypatch.setattr(room.importlib.util, "find_spec", lambda name: None)
+    generator = np.random.default_rng(0)
+    n, m = 24, 16
+    costs, rows = generator.random((n, m)), np.arange(n)
+    large = generator.random((n, m)) < 0.7
+    # One plan is allowed: row i to column i modulo m.
+    large[rows, rows % m] = large[rows, (rows + 1) % m] = False
+    a, b = np.full(n, 1 / n), np.bincount(rows % m) / n
+    i, j = np.nonzero(~large)
+    marginals = np.concatenate([i == rows[:, None], j == np.arange(m)[:, None]])
+    expected = scipy.optimize.linprog(costs[i, j], A_eq=marginals, b_eq=np.append(a, b)).fun
+    costs[large] = forbidding
+    found = room.solve_program(costs, a, b)
+    assert found.status == Status.CONVERGED
+    np.testing.assert_allclose(np.sum(found.plan * costs), expected, rtol=1e-6)
+
+
 def test_masses_equal_to_half_precision_are_equal():
     """Four roundings of float16, as `sinkhorn` allows: one rule for both."""
     x = jnp.array([[0.0], [1.0]], jnp.float16)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from divjax.tables.column_tests import _kolmogorov_smirnov, _level_test
+from divjax.tables.column_tests import _kolmogorov_smirnov, _level_test, _level_tests
 from divjax.tables.columns import frequencies_js, univariate_js
 
 
@@ -164,3 +164,14 @@ def test_several_levels_in_a_small_table_keep_the_level():
     for level in (0.001, 0.01, 0.05):
         assert times[found <= level].sum() / 6000 <= level + 3 * np.sqrt(level / 6000)
     assert _level_test(np.repeat([0, 1, 2], [20, 5, 5]), of_q[0]) < 1e-5
+
+
+def test_rare_levels_of_their_own_are_told_apart_and_keep_the_level():
+    """Fifty levels a side, each expected once: none is frequent, and no two rows agree."""
+    rng = np.random.default_rng(0)
+    p, q = rng.integers(50, size=(2, 120)) + np.array([[0], [50]])
+    assert min(_level_tests(p, q)) < 1e-4
+    assert _level_tests(p % 2, q % 2) == [_level_test(p % 2, q % 2)]
+    same = [_level_tests(*rng.integers(50, size=(2, 120)))[-1] for _ in range(300)]
+    for level in (0.02, 0.1, 0.5):
+        assert np.mean(np.array(same) <= level) < level + 3 * np.sqrt(level * (1 - level) / 300)

@@ -68,6 +68,20 @@ def test_a_shifted_column_is_named_first():
     assert found.js.interval.lower < 0.106 < found.js.interval.upper
 
 
+@pytest.mark.parametrize("num_rows", [120, 300])
+def test_tables_differ_at_least_as_much_as_one_of_their_columns(num_rows):
+    """Fifty cities a table, none in both: one bit, though trees see no level of so few rows."""
+    rng = np.random.default_rng(0)
+    cities = rng.integers(50, size=(2, num_rows)) + np.array([[0], [50]])
+    frames = [pd.DataFrame({"city": [f"c{k}" for k in own], "z": own % 3}) for own in cities]
+    found = compare_tables(frames[0], frames[1], quick=True)
+    assert found.verdict.different
+    assert found.verdict.columns == ("city",)
+    low, high = found.verdict.js_interval
+    assert 0.2 < low < found.verdict.js < high == 1
+    assert float(found.kl.interval[1]) == np.inf
+
+
 def test_a_dependence_that_is_broken_is_found_and_named():
     found = compare_tables(table(0), table(1, dependence=0.0), quick=True)
     assert found.verdict.different
