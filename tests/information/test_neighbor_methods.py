@@ -124,10 +124,9 @@ def test_two_counts(own, common):
     """Poisson variables with a common part: the joint pmf is summed. Few rows share a cell."""
     levels = np.arange(3 * (own + common) + 20)
     alone, shared = (stats.poisson.pmf(levels, rate) for rate in (own, common))
-    joint = sum(
-        shared[z] * np.outer(np.roll(alone, z) * (levels >= z), np.roll(alone, z) * (levels >= z))
-        for z in levels
-    )
+    # Of x and y given the common part.
+    given = [np.roll(alone, z) * (levels >= z) for z in levels]
+    joint = np.sum([shared[z] * np.outer(given[z], given[z]) for z in levels], axis=0)
     sides = np.outer(joint.sum(1), joint.sum(0))
     exact = np.sum(scipy.special.rel_entr(joint, sides))
     method, values = information.MixedNeighbors(), []
