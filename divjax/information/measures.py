@@ -116,7 +116,7 @@ def mutual_information(
         from the centres, which cannot be more than I(x; y) and is estimated in two dimensions.
         Over fourteen tasks with values from .18 to 1.7 nats, strong dependence in ten dimensions,
         Student's t and narrow bands among them, 90 % intervals cover 97 % of the time on average,
-        and 80 % on the worst, a narrow band. They are no guarantee: dependence of a scale that no
+        and 75 % on the worst, a narrow band. They are no guarantee: dependence of a scale that no
         neighbourhood resolves, and that neither correlations nor distances show, is missed, and
         with many rows of strongly dependent normal variables the reference corrects .01 to .02 too
         much. Rows must be independent.
