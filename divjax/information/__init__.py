@@ -33,6 +33,7 @@ from divjax.information import (
 )
 from divjax.information.canonical_functions import maximal_correlation
 from divjax.information.cross_entropies import cross_entropy
+from divjax.information.dependence_diagnostics import DependenceDiagnostics
 from divjax.information.diffusion_spectra import (
     diffusion_spectral_entropy,
     diffusion_spectral_mutual_information,
@@ -64,7 +65,7 @@ from divjax.information.measures import (
 )
 from divjax.information.moment_matching import InformationProjectionResult, information_projection
 from divjax.information.neighbor_entropies import KozachenkoLeonenko
-from divjax.information.neighbor_methods import KSG, DependenceDiagnostics, MixedNeighbors
+from divjax.information.neighbor_methods import KSG, MixedNeighbors
 from divjax.information.sample_entropies import (
     EntropyMethod,
     entropy,
