@@ -31,7 +31,7 @@ __all__ = [
     "map_row_blocks",
     "near_distance",
     "resolved_distances",
-    "spread_shares",
+    "spread_places",
     "squared_distances",
 ]
 
@@ -98,26 +98,33 @@ def common_center(
     else:
         # The median of an even spread of rows is as good a centre, and sorts few of many.
         middle = (_ROWS_OF_CENTER - 1) // 2
-        shares = spread_shares(_ROWS_OF_CENTER)
         if used is None:
-            rows = x[np.floor(shares * n).astype(int)]
+            rows = x[spread_places(n, _ROWS_OF_CENTER)]
         else:
             # Indices of the rows used come first.
             order = jnp.argsort(~used, stable=True)
-            places = jnp.asarray(shares, at_least_single(x.dtype)) * count
+            places = jnp.asarray(_spread_shares(_ROWS_OF_CENTER), at_least_single(x.dtype)) * count
             rows = x[order[jnp.clip(places.astype(int), 0, jnp.maximum(count - 1, 0))]]
     center = jax.lax.sort(rows, dimension=0, is_stable=False)[middle]
     return jax.lax.optimization_barrier(jnp.where(finite.all(axis=0), center, jnp.nan))
 
 
-def spread_shares(count: int) -> np.ndarray:
+def spread_places(n: int, most: int) -> np.ndarray | slice:
+    """The places of at most so many of n rows, spread over all of them, in order.
+
+    Example:
+        >>> np.arange(10)[spread_places(10, most=3)].tolist()
+        [3, 5, 9]
+        >>> np.arange(3)[spread_places(3, most=10)].tolist()
+        [0, 1, 2]
+    """
+    return slice(None) if n <= most else np.floor(np.sort(_spread_shares(most)) * n).astype(int)
+
+
+def _spread_shares(count: int) -> np.ndarray:
     """Numbers spread over [0, 1), the places of rows taken from many.
 
     Multiples of the golden section: no period of the rows is shared by those taken.
-
-    Example:
-        >>> spread_shares(3).round(2).tolist()
-        [0.31, 0.93, 0.55]
     """
     return np.mod((np.arange(count) + 0.5) * _GOLDEN_SECTION, 1)
 
@@ -133,8 +140,7 @@ def near_distance(x: Float[Array, "n d"]) -> Float[Array, ""]:
         >>> float(near_distance(jnp.array([[0.0], [1.0], [1e9], [1e9 + 1024]])))
         1.0
     """
-    if len(x) > _ROWS_OF_CENTER:
-        x = x[np.floor(spread_shares(_ROWS_OF_CENTER) * len(x)).astype(int)]
+    x = x[spread_places(len(x), _ROWS_OF_CENTER)]
     # The difference is not held: its maximum is one pass.
     apart = jnp.max(jnp.abs(x[:, None] - x), axis=2)
     nearest = jnp.min(jnp.where(apart > 0, apart, jnp.inf), axis=1)
@@ -397,6 +403,5 @@ def coincidence_distances(x: Float[Array, "n d"], eps: float) -> Float[Array, " 
         >>> bool(rounding[0] > 1), bool(rounding[1] < 1e-7)
         (True, True)
     """
-    if len(x) > _ROWS_OF_CENTER:
-        x = x[np.floor(spread_shares(_ROWS_OF_CENTER) * len(x)).astype(int)]
+    x = x[spread_places(len(x), _ROWS_OF_CENTER)]
     return _COINCIDENT_ULPS * eps * jnp.median(jnp.abs(x), axis=0)

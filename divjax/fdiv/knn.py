@@ -27,7 +27,7 @@ from divjax.fdiv.neighbor_estimates import (
     used_rows,
 )
 from divjax.fdiv.neighbor_search import nearest_points
-from divjax.fdiv.support_dimension import short_steps, support_from_steps
+from divjax.fdiv.support_dimension import short_steps, steps_to_points, support_from_steps
 
 __all__ = ["knn_kl"]
 
@@ -140,7 +140,8 @@ def _knn_kl(
     near_x, near_y = nearest_points(x, None, k + 1), nearest_points(x, y, k + 1)
     # The steps to the k-th neighbours determine which features vary at that scale, and in how many
     # directions.
-    to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
+    to_x = steps_to_points(x, x, near_x.index[:, k - 1])
+    to_y = steps_to_points(x, y, near_y.index[:, k - 1])
     support = support_from_steps(to_x, to_y, others=(short_steps(y),))
 
     table = rank_weights_by_dimension(k, d, bias_order, extra=2)

@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.numerics import matmul, nan_unless
+from divjax.core.pairwise import spread_places
 from divjax.core.pytrees import pytree
+from divjax.core.sharding import shared_by_all
 from divjax.core.types import Estimate, normal_estimate, summary
 from divjax.fdiv.neighbor_search import NearestPoints
-from divjax.fdiv.support_dimension import Support
+from divjax.fdiv.support_dimension import ROWS_OF_SUPPORT, Support
 
 __all__ = [
     "LogVolumes",
@@ -217,8 +219,11 @@ def unless_repeated(
     Copied points are as far from a row as each other: no distance is zero, and yet a ball holds
     several of them at once, whose number is then no estimate of the density.
     """
-    index = neighbors.index[:, : max(k, 2)]
-    usable = neighbors.usable[:, : max(k, 2)]
+    some, ranks = spread_places(len(neighbors.index), ROWS_OF_SUPPORT), slice(max(k, 2))
+    index = shared_by_all(neighbors.index[some, ranks])
+    usable = neighbors.usable[some, ranks]
+    masses = None if rows.masses is None else rows.masses[some]
+    counted = rows._replace(valid=rows.valid[some], masses=masses)
 
     # Feature by feature: all neighbours' features at once would be n × k × d numbers.
     def agree(same: Bool[Array, "n j"], feature: Array) -> tuple[Bool[Array, "n j"], None]:
@@ -227,7 +232,7 @@ def unless_repeated(
 
     features = jax.lax.stop_gradient(points).T
     copied, _ = jax.lax.scan(agree, usable[:, 1:] & usable[:, :-1], features)
-    share = rows.mean(jnp.mean(copied.astype(points.dtype), axis=1))
+    share = counted.mean(jnp.mean(copied.astype(points.dtype), axis=1))
     return rows._replace(regular=rows.regular & (share <= _COPIES))
 
 

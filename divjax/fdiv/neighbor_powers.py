@@ -27,7 +27,7 @@ from divjax.fdiv.neighbor_estimates import (
     used_rows,
 )
 from divjax.fdiv.neighbor_search import NearestPoints, nearest_points
-from divjax.fdiv.support_dimension import short_steps, support_from_steps
+from divjax.fdiv.support_dimension import short_steps, steps_to_points, support_from_steps
 
 __all__ = ["knn_renyi"]
 
@@ -123,7 +123,8 @@ def _knn_renyi(
     larger = min(2 * k, n - 2, m - 1)
     # The next neighbour's distance replaces that of one that the jackknife leaves out.
     near_x, near_y = nearest_points(x, None, larger + 1), nearest_points(x, y, larger + 1)
-    to_x, to_y = x[near_x.index[:, k - 1]] - x, y[near_y.index[:, k - 1]] - x
+    to_x = steps_to_points(x, x, near_x.index[:, k - 1])
+    to_y = steps_to_points(x, y, near_y.index[:, k - 1])
     support = support_from_steps(to_x, to_y, others=(short_steps(y),))
 
     dimension = support.dimension.astype(x.dtype)

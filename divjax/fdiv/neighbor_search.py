@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.numerics import if_needed
 from divjax.core.pair_reductions import SUM, Reduction, pair_distances_by_rows, reduce_pairs
-from divjax.core.pairwise import DIFFERENCES_UP_TO, living_rows, spread_shares
+from divjax.core.pairwise import DIFFERENCES_UP_TO, living_rows, spread_places
 from divjax.core.selection import smallest_in_rows
 from divjax.fdiv.cell_search import cells_pay, coordinate_distances, reduce_near_pairs
 
@@ -204,10 +203,11 @@ def _search_units(
     known = [jnp.where(jnp.isfinite(sample), sample, jnp.nan) for sample in samples]
     # Medians: one outlier must not set the unit in which all others are compared. Those of some
     # rows, as many rows would have to be sorted.
-    center = jnp.nanmedian(_some_rows(known[0]), axis=0)
+    some = lambda rows: rows[spread_places(len(rows), _ROWS_OF_UNIT)]
+    center = jnp.nanmedian(some(known[0]), axis=0)
     extents = [jnp.max(jnp.abs(sample - center), axis=1) for sample in known]
-    typical = jnp.nanmax(jnp.stack([jnp.nanmedian(_some_rows(extent)) for extent in extents]))
-    largest = jnp.nanmax(jnp.concatenate(extents))
+    typical = jnp.nanmax(jnp.stack([jnp.nanmedian(some(extent)) for extent in extents]))
+    largest = jnp.nanmax(jnp.stack([jnp.nanmax(extent) for extent in extents]))
     # More than half of the rows may coincide, and all may have no distance.
     typical = jnp.where(typical > 0, typical, jnp.where(largest > 0, largest, 1))
     # A power of two, so that scaling rounds nothing, whose inverse is in range.
@@ -216,14 +216,6 @@ def _search_units(
     factor = jnp.ldexp(jnp.ones_like(typical), -exponent)
     scaled = [sample * factor for sample in samples]
     return scaled[0], None if y is None else scaled[1]
-
-
-def _some_rows(rows: Float[Array, "n ..."]) -> Float[Array, "k ..."]:
-    """Rows spread over all, or all if they are few."""
-    n = rows.shape[0]
-    if n <= _ROWS_OF_UNIT:
-        return rows
-    return rows[np.floor(spread_shares(_ROWS_OF_UNIT) * n).astype(int)]
 
 
 def _search_by_cells(

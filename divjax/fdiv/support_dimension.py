@@ -13,8 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.linalg import eigh
 from divjax.core.numerics import matmul
+from divjax.core.pairwise import spread_places
+from divjax.core.sharding import shared_by_all
 
-__all__ = ["Support", "short_steps", "support_from_steps"]
+__all__ = ["ROWS_OF_SUPPORT", "Support", "short_steps", "steps_to_points", "support_from_steps"]
+
+# How many rows, spread over all, show on which set a sample lies. The steps from all of them would
+# be as large as a sample, and points from everywhere would be gathered on each device for them.
+ROWS_OF_SUPPORT = 2**14
 
 # A feature is continuous if at most this share of neighbours agree in it, and discrete if at least
 # one minus this share do.
@@ -39,11 +45,21 @@ class Support(NamedTuple):
     flat: Bool[Array, ""]
 
 
-def short_steps(y: Float[Array, "m d"]) -> Float[Array, "m d"]:
-    """A step from each row to the nearest of eight others: within a cluster, if clusters exist.
+def steps_to_points(
+    x: Float[Array, "n d"], points: Float[Array, "m d"], index: Int[Array, " n"]
+) -> Float[Array, "some d"]:
+    """The steps from some rows to their points, at most `ROWS_OF_SUPPORT` of them."""
+    some = spread_places(len(x), ROWS_OF_SUPPORT)
+    # Few indices on each device: it contributes those points that it holds.
+    return points[shared_by_all(index[some])] - x[some]
+
+
+def short_steps(y: Float[Array, "m d"]) -> Float[Array, "some d"]:
+    """A step from some rows to the nearest of eight others: within a cluster, if clusters exist.
 
     Copies are passed over: a step of zero has no direction.
     """
+    y = y[spread_places(len(y), ROWS_OF_SUPPORT)]
     steps = jnp.stack([jnp.roll(y, shift, axis=0) - y for shift in range(1, min(9, len(y)))])
     sizes = jnp.max(jnp.abs(steps), axis=2)
     shortest = jnp.argmin(jnp.where(sizes > 0, sizes, jnp.inf), axis=0)

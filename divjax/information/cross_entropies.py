@@ -24,7 +24,7 @@ from divjax.fdiv.neighbor_estimates import (
     used_rows,
 )
 from divjax.fdiv.neighbor_search import NearestPoints, beyond, nearest_points
-from divjax.fdiv.support_dimension import short_steps, support_from_steps
+from divjax.fdiv.support_dimension import short_steps, steps_to_points, support_from_steps
 from divjax.information.paired_rows import masses_of
 
 __all__ = ["cross_entropy"]
@@ -140,7 +140,7 @@ def _cross_entropy(
         # They are found where there are fewer rows with weight than neighbours.
         near = near._replace(usable=near.usable & (b > 0)[near.index])
     # The steps to the neighbours, and those within y, determine the dimension.
-    steps = y[near.index[:, k - 1]] - x
+    steps = steps_to_points(x, y, near.index[:, k - 1])
     num_x = n if a is None else jnp.sum(a > 0)
     num_y = m if b is None else jnp.sum(b > 0)
     support = support_from_steps(

@@ -23,7 +23,7 @@ from divjax.fdiv.neighbor_estimates import (
     used_rows,
 )
 from divjax.fdiv.neighbor_search import nearest_points
-from divjax.fdiv.support_dimension import support_from_steps
+from divjax.fdiv.support_dimension import steps_to_points, support_from_steps
 
 __all__ = ["KozachenkoLeonenko", "neighbor_entropy"]
 
@@ -86,7 +86,7 @@ def neighbor_entropy(
     n, d = x.shape
     # One neighbour more, which takes the place of one that the jackknife leaves out.
     near = nearest_points(x, None, k + 1)
-    support = support_from_steps(x[near.index[:, k - 1]] - x)
+    support = support_from_steps(steps_to_points(x, x, near.index[:, k - 1]))
     weights = rank_weights(k, [2 * l / d for l in range(1, bias_order + 1)])
     used = np.flatnonzero(weights)
     among = log_volumes(near, jnp.asarray(weights, x.dtype), jnp.asarray(d, x.dtype), used)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from divjax import fdiv, flows, inference, kernels, ot, ratio, sharding, sweep
+from divjax import fdiv, flows, inference, information, kernels, ot, ratio, sharding, sweep
 from divjax.core.pairwise import map_row_blocks
 from divjax.core.sharding import gathered
 
@@ -116,6 +116,19 @@ def test_rows_that_do_not_divide(n):
     np.testing.assert_allclose(found, np.einsum("id,jd->i", x, y), rtol=1e-5)
 
 
+def compiled_over_a_mesh(function, shape):
+    """The program for two samples divided by rows, and how many numbers each delivery has."""
+    mesh = sharding.mesh()
+    by_rows = NamedSharding(mesh, PartitionSpec("rows"))
+    sample = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=by_rows)
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(function).lower(sample, sample).compile()
+    kinds = "all-gather|all-to-all|all-reduce|collective-permute"
+    results = re.findall(rf" = (.*?) (?:{kinds})\(", compiled.as_text())
+    shapes = [shape for result in results for shape in re.findall(r"\w\[([\d,]*)\]", result)]
+    return compiled, [math.prod(int(size) for size in shape.split(",") if size) for shape in shapes]
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -127,20 +140,30 @@ def test_rows_that_do_not_divide(n):
 )
 def test_no_device_holds_or_receives_pairs(function):
     """What is communicated is of the size of the samples, and the pairs stay in blocks."""
-    n, d = 20_000, 3
-    mesh = sharding.mesh()
-    by_rows = NamedSharding(mesh, PartitionSpec("rows"))
-    sample = jax.ShapeDtypeStruct((n, d), jnp.float32, sharding=by_rows)
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(function).lower(sample, sample).compile()
-    kinds = "all-gather|all-to-all|all-reduce|collective-permute"
-    results = re.findall(rf" = (.*?) (?:{kinds})\(", compiled.as_text())
-    shapes = [shape for result in results for shape in re.findall(r"\w\[([\d,]*)\]", result)]
-    sizes = [math.prod(int(size) for size in shape.split(",") if size) for shape in shapes]
+    n = 20_000
+    compiled, sizes = compiled_over_a_mesh(function, (n, 3))
     assert sizes
     assert max(sizes) <= 40 * n
     # A device's eighth of the pairs is 200 MB.
     assert compiled.memory_analysis().temp_size_in_bytes < 30 * 2**20
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        fdiv.knn_kl,
+        pytest.param(lambda x, y: fdiv.knn_renyi(x, y, alpha=0.5), marks=pytest.mark.exhaustive),
+        pytest.param(information.cross_entropy, marks=pytest.mark.exhaustive),
+        pytest.param(lambda x, y: information.entropy(x), marks=pytest.mark.exhaustive),
+    ],
+    ids=["knn_kl", "knn_renyi", "cross_entropy", "entropy"],
+)
+def test_estimates_from_neighbors_gather_no_sample(estimate):
+    """Neither for the search nor for what is asked of the neighbours afterwards."""
+    n, d = 200_000, 16
+    _, sizes = compiled_over_a_mesh(lambda x, y: estimate(x, y).value, (n, d))
+    assert sizes
+    assert max(sizes) < n * d / 2
 
 
 @pytest.mark.parametrize(

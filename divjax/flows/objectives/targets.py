@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from divjax.core.checks import check_same_features
 from divjax.core.numerics import nan_unless
-from divjax.core.pairwise import common_center, spread_shares
+from divjax.core.pairwise import common_center, spread_places
 from divjax.core.pytrees import num_particles, ravel_particles
 from divjax.core.samples import (
     Numbers,
@@ -165,8 +165,8 @@ def _spread(y: Float[Array, "m d"]) -> Float[Array, ""]:
     """
     deviations = jnp.max(jnp.abs(y - common_center(y)), axis=1)
     # Of many rows some suffice, as for the centre: sorting all would take longer than a step.
-    places = np.floor(spread_shares(min(len(y), _ROWS_OF_SPREAD)) * len(y)).astype(int)
-    usual = jnp.sort(deviations[places])[len(places) - 1 - len(places) // 10]
+    some = jnp.sort(deviations[spread_places(len(y), _ROWS_OF_SPREAD)])
+    usual = some[len(some) - 1 - len(some) // 10]
     return jnp.where(usual > 0, usual, jnp.max(deviations))
 
 
