@@ -276,7 +276,8 @@ def centered_samples(
     ]
     num_features = next(iter(checked.values())).shape[1]
     if not double:
-        zero = jnp.zeros(num_features, dtype)
+        # NumPy's zeros are made in no time; JAX's, outside of a program, would be much of a call's.
+        zero: Any = np.zeros(num_features, dtype)
         return Center(zero, zero), *(_rounded(sample, dtype) for sample in checked.values())
     point = np.zeros(num_features, np.longdouble if any(map(_is_extended, double)) else float)
     rows = np.concatenate(double)

@@ -122,7 +122,12 @@ def relative_spread(
         0.25
     """
     rows = _spread_rows(particles, samples, weights)
-    weights = masses_or_equal(weights, rows.x)
+    return _spread_of_rows(rows, masses_or_equal(weights, rows.x))
+
+
+@jax.jit
+def _spread_of_rows(rows: TargetRows, weights: Float[Array, " n"]) -> Float[Array, ""]:
+    """`relative_spread` of rows in one dtype."""
     # Squares of coordinates far from zero would cancel in a variance, so each side is centred
     # first.
     x = with_finite_padding(rows.x - common_center(rows.x, weights > 0), weights)

@@ -102,10 +102,12 @@ def hypervolume(points: Float[Numbers, "n k"], reference: Float[Numbers, " k"]) 
     # coordinate dominates zero volume.
     points, reference = without_offset(points=points, reference=reference)
     points, reference = as_arrays(points=points, reference=reference)
-    return _dominated(jnp.minimum(points, reference), reference)
+    return _dominated(points, reference)
 
 
+@jax.jit
 def _dominated(points: Float[Array, "n k"], reference: Float[Array, " k"]) -> Float[Array, ""]:
+    points = jnp.minimum(points, reference)
     if points.shape[1] == 1:
         return reference[0] - jnp.min(points)
     # Between two consecutive heights the slice is that of the points below, one dimension fewer.

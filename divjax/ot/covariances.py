@@ -197,6 +197,7 @@ def _(primals, tangents):
     return _squared_difference(s, t), change
 
 
+@jax.jit
 def squared_bures(s: Array, t: Array) -> Float[Array, ""]:
     """The squared Bures distance of two covariances of one kind, variances or matrices."""
     return jnp.sum(_squared_difference(s, t)) if s.ndim == 1 else _squared_bures(s, t)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core.checks import check_callable, check_choice
@@ -134,21 +135,27 @@ def monge_gap(
         x = jnp.where((weights == 0)[:, None], x[jnp.argmax(weights)], x)
     y = images(x)
     gap = _gap_between(x, y, a, epsilon, cost, kind, solver)
-    lost = jnp.where(_are_rounded(x, y, a), Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
-    return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
+    x, y = as_samples(x=x, y=y)
+    return _flagged_if_rounded(gap, x, y, None if a is None else as_numbers("a", a) > 0)
 
 
-def _are_rounded(x: Array, y: Numbers, a: Numbers | None) -> Bool[Array, ""]:
-    """Whether the rounding of rows with weight exceeds a share of the wider sample's spread."""
-    used = jnp.ones(len(x), bool) if a is None else jnp.asarray(a) > 0
+@jax.jit
+def _flagged_if_rounded(
+    gap: MongeGapResult,
+    x: Float[Array, "n d"],
+    y: Float[Array, "n d"],
+    used: Bool[Array, " n"] | None,
+) -> MongeGapResult:
+    """The gap, flagged if rounding exceeds a share of the wider sample's spread."""
+    of_used = lambda rows: rows if used is None else jnp.where(used[:, None], rows, 0)
     sizes, spreads = [], []
-    for rows in as_samples(x=x, y=y):
-        rows = jnp.where(used[:, None], rows, 0)
+    for rows in (of_used(x), of_used(y)):
         # Rounding is relative to the distance from zero, and matters relative to the spread.
         sizes.append(jnp.max(jnp.abs(rows)))
-        deviation = jnp.where(used[:, None], rows - common_center(rows, used), 0)
-        spreads.append(jnp.max(jnp.abs(deviation)))
-    return is_rounded_away(jnp.maximum(*sizes), jnp.maximum(*spreads))
+        spreads.append(jnp.max(jnp.abs(of_used(rows - common_center(rows, used)))))
+    rounded = is_rounded_away(jnp.maximum(*sizes), jnp.maximum(*spreads))
+    lost = jnp.where(rounded, Status.FLOATING_POINT_RESOLUTION, Status.CONVERGED)
+    return dataclasses.replace(gap, status=jnp.maximum(gap.status, lost))
 
 
 def _gap_between(
@@ -171,12 +178,12 @@ def _gap_between(
     a, mass = _shares_and_mass(a, rows)
     solve = sinkhorn_divergence if kind == "debiased" else sinkhorn
     solution = solve(x, images, a, a, epsilon=epsilon, cost=cost, solver=solver)
-    return _gap(solution, jnp.asarray(mass, rows.dtype), kind=kind)
+    return _gap(solution, mass, kind=kind)
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _gap(
-    solution: SinkhornResult | SinkhornDivergenceResult, mass: Array, *, kind: str
+    solution: SinkhornResult | SinkhornDivergenceResult, mass: Unrounded, *, kind: str
 ) -> MongeGapResult:
     """The gap from the solution between a sample and its images, times their mass."""
     # 1. The cost of transport between centred samples, without the cost of the shift.
@@ -209,10 +216,10 @@ def _gap(
 
 def _shares_and_mass(
     a: Numbers | None, rows: Float[Array, "n d"]
-) -> tuple[Unrounded | None, Array | float]:
+) -> tuple[Unrounded | None, Unrounded]:
     """Weights that sum to one, and their sum, in NumPy's precision if it holds them."""
     if a is None:
-        return None, 1.0
+        return None, np.ones((), rows.dtype)
     given = as_numbers("a", a)
     as_weights("a", given, len(rows), rows.dtype)  # which checks them
     mass = given.sum()

@@ -5,6 +5,7 @@ unless n is far above d, which makes the optimal map, built from inverse roots, 
 combination with a multiple of the identity corrects this.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
@@ -16,6 +17,7 @@ from divjax.core.simplex import mass_of_distinct_pairs
 from divjax.ot.gaussian import AffineMap, gaussian_map
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
+    Origins,
     WeightedSamples,
     uniform_weights,
     weighted_samples,
@@ -77,10 +79,19 @@ def gaussian_map_from_samples(
         check_unit_interval(shrinkage=shrinkage)
     # Each sample about its own median: the map depends on their shift in a known way.
     samples, origins = weighted_samples(x, y, a, b, apart=True)
+    return _map_between(samples, origins, None if isinstance(shrinkage, str) else shrinkage)
+
+
+@jax.jit
+def _map_between(
+    samples: WeightedSamples, origins: Origins, shrinkage: ArrayLike | None
+) -> AffineMap:
+    """The map of checked samples, by Ledoit and Wolf's shrinkage for None."""
+    x, y, a, b = samples
     # Scaled by the size of each sample: fourth powers of small or large numbers leave their range.
-    x, unit_p = in_units_of(jnp.max(jnp.abs(samples.x)), samples.x)
-    y, unit_q = in_units_of(jnp.max(jnp.abs(samples.y)), samples.y)
-    p, q = _fitted(x, samples.a, shrinkage), _fitted(y, samples.b, shrinkage)
+    x, unit_p = in_units_of(jnp.max(jnp.abs(x)), x)
+    y, unit_q = in_units_of(jnp.max(jnp.abs(y)), y)
+    p, q = _fitted(x, a, shrinkage), _fitted(y, b, shrinkage)
     # A maps deviations in the unit of x to deviations in the unit of y.
     matrix = gaussian_map(p, q).matrix * (unit_q / unit_p)
     # In two parts, as a single number would round a mean far from zero.
@@ -98,11 +109,11 @@ def gaussian_start(samples: WeightedSamples) -> AffineMap:
 
 
 def _fitted(
-    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, shrinkage: ArrayLike | str
+    rows: Float[Array, "n d"], weights: Float[Array, " n"] | None, shrinkage: ArrayLike | None
 ) -> Normal:
     """The Gaussian with the sample's mean, and its covariance after the shrinkage."""
     mean, covariance = weighted_moments(rows, weights)
-    if isinstance(shrinkage, str):
+    if shrinkage is None:
         alpha = ledoit_wolf(rows, weights)
     else:
         alpha = jnp.asarray(shrinkage, rows.dtype)

@@ -65,7 +65,12 @@ def info_nce(u_p: Float[Numbers, " n"], u_q: Float[Numbers, "..."]) -> Float[Arr
     References:
         van den Oord, Li, Vinyals 2018, eq. 4; Poole et al. 2019, section 2.3.
     """
-    u_p, u_q = _less_row_maxima(u_p, u_q)
+    return _info_nce(*_less_row_maxima(u_p, u_q))
+
+
+@jax.jit
+def _info_nce(u_p: Float[Array, " n"], u_q: Array) -> Float[Array, ""]:
+    """`info_nce` after its checks."""
     # The sample of p is one of k + 1 candidates, in the first column.
     rows = jnp.concatenate([u_p[:, None], _rows(u_p, u_q)], axis=1)
     return jnp.mean(u_p - jax.nn.logsumexp(rows, axis=1)) + math.log(rows.shape[1])
@@ -112,6 +117,14 @@ def interpolated_nce(
     u_p, u_q = critic_values(u_p, u_q)
     if jnp.ndim(log_baseline):
         check_shape("log_baseline", log_baseline, *u_p.shape)
+    return _interpolated_nce(u_p, u_q, alpha, log_baseline)
+
+
+@jax.jit
+def _interpolated_nce(
+    u_p: Float[Array, " n"], u_q: Array, alpha: ArrayLike, log_baseline: ArrayLike
+) -> Float[Array, ""]:
+    """`interpolated_nce` after its checks."""
     alpha = jnp.asarray(alpha, u_p.dtype)
     alpha = nan_unless((alpha >= 0) & (alpha <= 1), alpha)
     u_q = _rows(u_p, u_q)

@@ -79,6 +79,7 @@ def bounded_values(u_p: Array, u_q: Array) -> tuple[Array, Array]:
     return jnp.clip(u_p, -limit, limit), jnp.clip(u_q, -limit, limit)
 
 
+@jax.jit
 def _log_mean_exp(u: Array) -> Array:
     return jax.nn.logsumexp(u) - math.log(u.size)
 
