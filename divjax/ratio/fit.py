@@ -157,6 +157,10 @@ class RatioFit(OutOfFoldScores):
         interval includes the first two errors, above it the two, all of the gap and the probe's
         gain, up to log 2.
 
+        No interval ends below 0. Samples that the log ratios separate tell nothing of how large
+        these are at most: all of their cross-entropy counts as excess, and the interval of
+        Jensen–Shannon ends at log 2.
+
         A value below the 95 % bound of `certified_js` (for either KL, `certified_kl`), which holds
         for any head, is raised to it, and the lower end of an interval of level 1 − α to the bound
         of confidence 1 − α/2. There is no certificate for rows in groups or of unequal weights.
