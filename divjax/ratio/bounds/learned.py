@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import (
+    check_callable,
     check_count,
     check_full_precision,
     check_matrix,
@@ -100,6 +101,10 @@ class DivergenceBound:
                 f"one; got {self.network!r}."
             )
         check_widths(hidden=self.hidden)
+        if self.network == "separable" and not self.hidden:
+            raise ValueError(
+                "hidden must hold at least one width, that of the encoders' outputs; got none."
+            )
         check_positive_finite(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         check_count(1, **counts, num_groups=self.num_groups)
@@ -250,6 +255,7 @@ class DivergenceBound:
         return self._critic(x.shape[1], Standardizer(0 * ones, ones, -limit, limit))
 
     def _check(self, x: Array, y: Array) -> None:
+        check_callable(train=self.train)
         check_matrix(x=x, y=y)
         check_full_precision("x", x)
         check_full_precision("y", y)
