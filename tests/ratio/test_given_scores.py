@@ -36,6 +36,16 @@ def true_scores(n, m, seed=0, shift=SHIFT):
     return u(rng.normal(size=n) + shift), u(rng.normal(size=m))
 
 
+class Constant:
+    """A classifier that knows nothing, of any rows."""
+
+    def fit(self, X, y):
+        return self
+
+    def predict_proba(self, X):
+        return np.full((len(X), 2), 0.5)
+
+
 def folds(n, m, num_folds=5):
     return np.arange(n) % num_folds, np.arange(m) % num_folds
 
@@ -318,6 +328,32 @@ class TestSklearnRatio:
         x = np.random.default_rng(5).normal(size=(50, 2))
         fit = ratio.SklearnRatio(LogisticRegression()).fit(KEY, x, np.concatenate([x, x + 9]))
         assert float(fit.diagnostics.ties.shared_p) == 1.0
+
+    def test_duplicates_of_categories_and_gaps_are_counted(self):
+        """Half of x's rows are rows of y, and none of the rows of y repeats."""
+        names = np.array([f"level {i}" for i in range(40)])
+        gaps = np.where(np.arange(40) % 2, np.arange(40.0), np.nan)
+        y = pd.DataFrame({"name": pd.Categorical(names), "number": gaps})
+        fresh = pd.DataFrame({"name": pd.Categorical(["new"] * 20), "number": np.arange(20.0)})
+        x = pd.concat([y[:20], fresh], ignore_index=True)
+        x["name"], y["name"] = x["name"].astype("category"), y["name"].astype("category")
+        numbers = np.stack([np.arange(40.0), gaps], axis=1)
+        others = np.concatenate([numbers[:20], -1 - numbers[:20]])
+        for p, q in ((x, y), (others, numbers), (others.astype(object), numbers.astype(object))):
+            found = ratio.SklearnRatio(Constant(), num_folds=2).fit(KEY, p, q).diagnostics.ties
+            shares = found.shared_p, found.shared_q, found.duplicates_p, found.duplicates_q
+            assert shares == (0.5, 0.5, 0, 0)
+
+    def test_duplicates_that_nobody_looked_for_are_not_none(self):
+        """Scores have no rows, and numbers and words no common order: a share of 0 would be one."""
+        scores = true_scores(40, 40)
+        mixed = np.array([[1.0], ["one"]] * 20, dtype=object)
+        for fit in (
+            ratio.from_scores(KEY, *scores, folds(40, 40)),
+            ratio.SklearnRatio(Constant(), num_folds=2).fit(KEY, mixed, mixed),
+        ):
+            assert np.isnan(fit.diagnostics.ties.shared_p)
+            assert np.isnan(fit.diagnostics.ties.duplicates_q)
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="classifier must"):
