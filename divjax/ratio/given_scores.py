@@ -299,12 +299,13 @@ class SklearnRatio:
 
     Attributes:
         classifier: copied for each fold; `fit` and `predict_proba` are used. Weights and groups are
-            not known to it.
+            not known to it, and it must not weigh the classes (`class_weight=None`).
         num_folds: K.
         calibration: as in `from_scores`.
 
     Raises:
-        ValueError: if `classifier` lacks a method, or a setting is out of range.
+        ValueError: if `classifier` lacks a method or weighs the classes, or a setting is out of
+            range.
 
     Example:
         >>> import jax, numpy as np
@@ -322,6 +323,7 @@ class SklearnRatio:
 
     def __post_init__(self):
         check_provides("classifier", self.classifier, ("fit", "predict_proba"), "a classifier")
+        _check_unweighted(self.classifier)
         check_count(2, num_folds=self.num_folds)
         check_choice(CALIBRATIONS, calibration=self.calibration)
 
@@ -382,6 +384,29 @@ class SklearnRatio:
             first=(after[label], after[~label]),
             duplicates=_ties_of(rows, num_x),
         )
+
+
+# The names of weights of classes in scikit-learn, XGBoost, LightGBM and CatBoost.
+_CLASS_WEIGHTS = (
+    "class_weight",
+    "class_weights",
+    "auto_class_weights",
+    "is_unbalance",
+    "scale_pos_weight",
+)
+
+
+def _check_unweighted(classifier: Any) -> None:
+    """Raise `ValueError` for weights of classes: the odds would not be those of the rows."""
+    params = classifier.get_params() if hasattr(classifier, "get_params") else {}
+    for name, value in params.items():
+        # The parameters of a pipeline's steps begin with the steps' names.
+        plain = value is None or value is False or (isinstance(value, (int, float)) and value == 1)
+        if name.split("__")[-1] in _CLASS_WEIGHTS and not plain:
+            raise ValueError(
+                "classifier must not weigh the classes, as the odds of the training rows are "
+                f"subtracted from its own; got {name}={value!r}. Leave it out."
+            )
 
 
 def _balanced_loss(log_ratio_p: np.ndarray, log_ratio_q: np.ndarray) -> float:

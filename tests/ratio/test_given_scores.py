@@ -11,6 +11,8 @@ from scipy import integrate, stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from divjax import inference, ratio
@@ -354,6 +356,23 @@ class TestSklearnRatio:
         ):
             assert np.isnan(fit.diagnostics.ties.shared_p)
             assert np.isnan(fit.diagnostics.ties.duplicates_q)
+
+    def test_weights_of_classes_are_refused(self):
+        """The odds of 1000 rows beside 100 would be subtracted from those of equal samples."""
+        weighted = LogisticRegression(class_weight="balanced")
+        rng = np.random.default_rng(6)
+        x, y = rng.normal(size=(1000, 1)) + 1, rng.normal(size=(100, 1))
+        labels = np.repeat([1, 0], [1000, 100])
+        plain, balanced = (
+            np.log(np.divide(*of.fit(np.concatenate([x, y]), labels).predict_proba(x).T[::-1]))
+            for of in (LogisticRegression(), weighted)
+        )
+        # The truth is ½, and the weighted odds need no correction.
+        assert abs(balanced.mean() - 0.5) < 0.2
+        assert abs((plain - np.log(10)).mean() - 0.5) < 0.2
+        for classifier in (weighted, make_pipeline(StandardScaler(), weighted)):
+            with pytest.raises(ValueError, match="classifier must not weigh the classes"):
+                ratio.SklearnRatio(classifier)
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="classifier must"):
