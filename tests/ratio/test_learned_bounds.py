@@ -198,6 +198,7 @@ X = jnp.zeros((200, 2))
         (lambda: DivergenceBound(train="smile"), "train must be one of js, dv"),
         (lambda: DivergenceBound(network="separable"), "network must be one of joint"),
         (lambda: DivergenceBound(learning_rate=0.0), "learning_rate must be"),
+        (lambda: DivergenceBound(train=fdiv.TotalVariation()), "train must have a slope"),
         (
             lambda: MutualInformationBound(network="separable", hidden=()),
             "hidden must hold at least one width",

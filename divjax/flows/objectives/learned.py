@@ -20,7 +20,7 @@ from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import Numbers
 from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.core.training import fit
-from divjax.fdiv.divergences import ReverseKL, TotalVariation
+from divjax.fdiv.divergences import ReverseKL, check_slope
 from divjax.fdiv.generators import Generator
 from divjax.flows.objectives.targets import (
     as_table,
@@ -103,12 +103,8 @@ class FDivergence:
     def __post_init__(self):
         object.__setattr__(self, "samples", as_table("samples", self.samples))
         check_nonnegative(noise=self.noise)
-        # Its field is zero almost everywhere, and a flow would report a stationary point.
-        if isinstance(self.generator, TotalVariation):
-            raise ValueError(
-                "generator must have a curvature: the first variation of TotalVariation is "
-                "constant on either side of p = q, and moves nothing. Take JensenShannon."
-            )
+        # The field would be zero, and a flow would report a stationary point.
+        check_slope("generator", self.generator)
         check_count(0, num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> _State:

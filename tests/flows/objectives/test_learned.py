@@ -219,7 +219,7 @@ def test_every_generator_is_finite(samples):
 
 def test_a_generator_that_moves_nothing_is_refused():
     """½|r − 1| has slopes of ±½ alone, so that F's first variation has no gradient off p = q."""
-    with pytest.raises(ValueError, match="generator must have a curvature"):
+    with pytest.raises(ValueError, match="generator must have a slope"):
         flows.FDivergence(jnp.zeros((3, 1)), fdiv.TotalVariation())
 
 
