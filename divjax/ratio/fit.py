@@ -145,11 +145,12 @@ class RatioFit(OutOfFoldScores):
         overfitting. The scale's is log E_q[r] for KL and log E_p[1/r] for the reverse KL, both 0
         for the true ratio, and counts at most as much as the other three together. Overfitting is
         an excess cross-entropy ε. For a head that contains log p/q, ε is in expectation at least
-        half of the `generalization_gap` and at most all of it: three quarters are counted. For
-        nearby p and q, JS changes by ε and any divergence by 4h(1)·ε, with h = r² f''. If a probe
-        of another shape finds structure in the held-out rows that the head has missed
-        (`diagnostics.too_simple`), ε is the probe's gain wherever that is larger. Any further bias,
-        of a head that is too simple or trained too briefly, is not included. Beyond log n
+        half of the `generalization_gap` and at most all of it: three quarters are counted. (Of
+        averages over neighbours it is at most half.) For nearby p and q, JS changes by ε and any
+        divergence by 4h(1)·ε, with h = r² f''. If a probe of another shape finds structure in the
+        held-out rows that the head has missed (`diagnostics.too_simple`), ε is the probe's gain
+        wherever that is larger. Any further bias, of a head that is too simple or trained too
+        briefly, is not included. Beyond log n
         (`diagnostics.beyond_log_n`) the samples contain no evidence of it.
 
         The interval is a normal one, except for Jensen–Shannon. The out-of-fold value of the latter
