@@ -49,6 +49,7 @@ __all__ = [
     "SoftenedReverseKL",
     "SquaredHellinger",
     "TotalVariation",
+    "check_slope",
 ]
 
 
@@ -128,6 +129,15 @@ class TotalVariation(Generator):
         """The identity on [−½, ½], −½ below."""
         (t,) = as_floats(t)
         return jnp.where(t > 0.5, jnp.inf, jnp.maximum(t, -0.5))
+
+
+def check_slope(name: str, divergence: object) -> None:
+    """Raise `ValueError` for the total variation, whose dual is constant where p ≠ q."""
+    if isinstance(divergence, TotalVariation):
+        raise ValueError(
+            f"{name} must have a slope in the log ratio, by which a network learns and particles "
+            "move. TotalVariation has none: take JensenShannon or SquaredHellinger."
+        )
 
 
 @compiled

@@ -13,7 +13,7 @@ from divjax.core.checks import check_probability, check_scalar, check_weights
 from divjax.core.numerics import nan_unless, safe_sqrt
 from divjax.core.samples import Numbers, Unrounded, as_numbers, loses_digits
 from divjax.core.simplex import effective_sample_size, mass_of_distinct_pairs
-from divjax.core.types import Estimate
+from divjax.core.types import Estimate, Interval
 from divjax.fdiv.special import as_singles
 from divjax.inference.intervals import logit_interval
 
@@ -127,9 +127,16 @@ def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
 def _share_estimate(
     value: Array, std_error: Array, a: Array, b: Array, confidence_level: ArrayLike
 ) -> Estimate:
-    """An estimate of a number in [0, 1], whose sample size is that of both samples together."""
-    size = effective_sample_size(a) + effective_sample_size(b)
-    return Estimate(value, std_error, logit_interval(value, std_error, confidence_level), size, ())
+    """An estimate of a share of pairs, whose sample size is that of both samples together."""
+    sizes = effective_sample_size(a), effective_sample_size(b)
+    lower, upper = logit_interval(value, std_error, confidence_level)
+    # Without a wrong pair the standard error is zero, which is no certainty: of a share A of right
+    # pairs, n that have no row in common are all right with probability Aⁿ.
+    certain = 1 - 64 * jnp.finfo(value.dtype).eps
+    least = (0.5 - jnp.asarray(confidence_level, value.dtype) / 2) ** (1 / jnp.minimum(*sizes))
+    lower = jnp.where(value > certain, jnp.minimum(lower, least), lower)
+    upper = jnp.where(value < 1 - certain, jnp.maximum(upper, 1 - least), upper)
+    return Estimate(value, std_error, Interval(lower, upper), sizes[0] + sizes[1], ())
 
 
 def auc(
@@ -152,13 +159,13 @@ def auc(
         a: non-negative weights of x, of any sum, uniform by default. Rows of weight zero are
             absent, in the standard error too.
         b: non-negative weights of y, likewise.
-        confidence_level: the level of the interval, which is computed on the logit scale.
+        confidence_level: the level 1 − α of the interval, which is computed on the logit scale.
 
     Returns:
         The AUC and its standard error. The latter is NaN if a sample has only one row of non-zero
-        weight, and both are NaN if a score is. A standard error of zero for perfectly separated
-        scores does not mean certainty. Differentiable in the weights, piecewise constant in the
-        scores.
+        weight, and both are NaN if a score is. Perfectly separated scores have a standard error of
+        zero, and an interval from (α/2)^(1/n) on, for n rows of the smaller sample. Differentiable
+        in the weights, piecewise constant in the scores.
 
     Raises:
         ValueError: if an argument is empty or not a vector, or weights have another shape, are
@@ -218,7 +225,8 @@ def accuracy(
 
     Returns:
         The accuracy and its standard error. The latter is NaN if a sample has only one row of
-        non-zero weight, and both are NaN if a score is.
+        non-zero weight, and both are NaN if a score is. The interval of scores without an error is
+        that of `auc`.
 
     Raises:
         ValueError: if an argument is empty or not a vector, or weights have another shape, are

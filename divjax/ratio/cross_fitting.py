@@ -26,7 +26,6 @@ from divjax.ratio.protocols import (
     checked,
     cross_entropy,
     log_ratios,
-    training_log_ratios,
 )
 from divjax.ratio.splits import CrossFitting, Places, parts_of, shuffle
 
@@ -282,16 +281,16 @@ def _fit_member(task: _Task, rows: Rows, head: Head, plan: CrossFitting) -> _Mod
             standardized_rows(member, head, validation, trained=False),
         ),
     )
-    # An instance-based head scores its training rows leave-one-out. Otherwise the gap between
-    # training and test would measure copying.
     params = head.fit(jax.random.fold_in(task.key, task.stream), data)
-    # The gap between these losses and those of the tested rows measures overfitting.
-    validation = data.validation
-    train_p, train_q = training_log_ratios(head, params, data.train)
+    # The gap between these losses and those of the tested rows measures overfitting. A row counts
+    # among its own neighbours, as it does for other heads: of averages over k rows the gap is then
+    # twice the excess or more, and leave-one-out losses would have no gap.
+    train, validation = data
+    train_p, train_q = log_ratios(head, params, train.x, train.y)
     held_p, held_q = log_ratios(head, params, validation.x, validation.y)
     return _Models(
         member._replace(params=params),
-        train=cross_entropy(train_p, train_q, *data.train.weights),
+        train=cross_entropy(train_p, train_q, *train.weights),
         validation=cross_entropy(held_p, held_q, *validation.weights),
         log_ratios=(held_p, held_q),
         weights=validation.weights,

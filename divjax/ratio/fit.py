@@ -145,17 +145,22 @@ class RatioFit(OutOfFoldScores):
         overfitting. The scale's is log E_q[r] for KL and log E_p[1/r] for the reverse KL, both 0
         for the true ratio, and counts at most as much as the other three together. Overfitting is
         an excess cross-entropy ε. For a head that contains log p/q, ε is in expectation at least
-        half of the `generalization_gap` and at most all of it: three quarters are counted. For
-        nearby p and q, JS changes by ε and any divergence by 4h(1)·ε, with h = r² f''. If a probe
-        of another shape finds structure in the held-out rows that the head has missed
-        (`diagnostics.too_simple`), ε is the probe's gain wherever that is larger. Any further bias,
-        of a head that is too simple or trained too briefly, is not included. Beyond log n
+        half of the `generalization_gap` and at most all of it: three quarters are counted. (Of
+        averages over neighbours it is at most half.) For nearby p and q, JS changes by ε and any
+        divergence by 4h(1)·ε, with h = r² f''. If a probe of another shape finds structure in the
+        held-out rows that the head has missed (`diagnostics.too_simple`), ε is the probe's gain
+        wherever that is larger. Any further bias, of a head that is too simple or trained too
+        briefly, is not included. Beyond log n
         (`diagnostics.beyond_log_n`) the samples contain no evidence of it.
 
         The interval is a normal one, except for Jensen–Shannon. The out-of-fold value of the latter
         is log 2 minus a cross-entropy, which the excess can only raise: below the value the
         interval includes the first two errors, above it the two, all of the gap and the probe's
         gain, up to log 2.
+
+        No interval ends below 0. Samples that the log ratios separate tell nothing of how large
+        these are at most: all of their cross-entropy counts as excess, and the interval of
+        Jensen–Shannon ends at log 2.
 
         A value below the 95 % bound of `certified_js` (for either KL, `certified_kl`), which holds
         for any head, is raised to it, and the lower end of an interval of level 1 − α to the bound

@@ -1,5 +1,6 @@
 """Ratios of scores from outside: any classifier's out-of-fold log ratios, with all estimates."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -73,7 +74,7 @@ def from_scores(
     Returns:
         The fit, with its divergences, intervals, certificates, AUC and two-sample test. Its
         `log_ratio` of other rows raises `ValueError`, since there is no model. Certificates are of
-        bets on each fold by itself.
+        bets on each fold by itself. Without rows `diagnostics.ties` are NaN.
 
     Raises:
         ValueError: if an argument is invalid, a fold has too few rows, a group is in two folds, or
@@ -154,8 +155,8 @@ def _from_scores(
         given,
         plan=CrossFitting(num_folds, 1, 0.0, calibration, False),
     )
-    nothing = jnp.zeros((), dtype)
-    empty = Ties(nothing, nothing, nothing, nothing, jnp.zeros(0, dtype), jnp.zeros(0, dtype))
+    unknown = jnp.full((), jnp.nan, dtype)
+    empty = Ties(unknown, unknown, unknown, unknown, jnp.zeros(0, dtype), jnp.zeros(0, dtype))
     # No model and no features: nothing beyond the scores.
     return RatioFit(**fields, ties=duplicates or empty, head=None, members=None)  # pyright: ignore[reportArgumentType]
 
@@ -298,12 +299,13 @@ class SklearnRatio:
 
     Attributes:
         classifier: copied for each fold; `fit` and `predict_proba` are used. Weights and groups are
-            not known to it.
+            not known to it, and it must not weigh the classes (`class_weight=None`).
         num_folds: K.
         calibration: as in `from_scores`.
 
     Raises:
-        ValueError: if `classifier` lacks a method, or a setting is out of range.
+        ValueError: if `classifier` lacks a method or weighs the classes, or a setting is out of
+            range.
 
     Example:
         >>> import jax, numpy as np
@@ -321,6 +323,7 @@ class SklearnRatio:
 
     def __post_init__(self):
         check_provides("classifier", self.classifier, ("fit", "predict_proba"), "a classifier")
+        _check_unweighted(self.classifier)
         check_count(2, num_folds=self.num_folds)
         check_choice(CALIBRATIONS, calibration=self.calibration)
 
@@ -381,6 +384,29 @@ class SklearnRatio:
             first=(after[label], after[~label]),
             duplicates=_ties_of(rows, num_x),
         )
+
+
+# The names of weights of classes in scikit-learn, XGBoost, LightGBM and CatBoost.
+_CLASS_WEIGHTS = (
+    "class_weight",
+    "class_weights",
+    "auto_class_weights",
+    "is_unbalance",
+    "scale_pos_weight",
+)
+
+
+def _check_unweighted(classifier: Any) -> None:
+    """Raise `ValueError` for weights of classes: the odds would not be those of the rows."""
+    params = classifier.get_params() if hasattr(classifier, "get_params") else {}
+    for name, value in params.items():
+        # The parameters of a pipeline's steps begin with the steps' names.
+        plain = value is None or value is False or (isinstance(value, (int, float)) and value == 1)
+        if name.split("__")[-1] in _CLASS_WEIGHTS and not plain:
+            raise ValueError(
+                "classifier must not weigh the classes, as the odds of the training rows are "
+                f"subtracted from its own; got {name}={value!r}. Leave it out."
+            )
 
 
 def _balanced_loss(log_ratio_p: np.ndarray, log_ratio_q: np.ndarray) -> float:
@@ -474,11 +500,22 @@ def _folds(
 
 
 def _ties_of(rows: Any, num_x: int) -> Ties | None:
-    """The duplicates of numeric rows, None for those of frames with anything else."""
+    """The duplicates among rows of any values, of which a gap is one; None if they are unknown."""
+    is_frame = hasattr(rows, "columns")
+    columns = (rows.iloc[:, j] for j in range(rows.shape[1])) if is_frame else rows.T
     try:
-        matrix = np.asarray(rows, np.float64)
-    except (TypeError, ValueError):
+        codes = np.stack([_codes(column) for column in columns], axis=1)
+    except TypeError:  # of values that have neither a hash nor an order
         return None
-    if not np.isfinite(matrix).all():
-        return None
-    return ties(matrix[:num_x], matrix[num_x:])
+    return ties(codes[:num_x], codes[num_x:])
+
+
+def _codes(column: Any) -> np.ndarray:
+    """A number for each value, the same for equal values."""
+    if not isinstance(column, np.ndarray):
+        return column.factorize(use_na_sentinel=False)[0]
+    if column.dtype == object:
+        # Gaps among objects equal nothing, and have no order.
+        with contextlib.suppress(TypeError, ValueError):
+            column = column.astype(np.float64)
+    return np.unique(column, return_inverse=True)[1].reshape(-1)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from divjax.core import linalg
 from divjax.core.differentiation import with_slopes_of
@@ -106,6 +106,9 @@ def _estimate(
     # changes the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
     missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
+    # Of samples that the scores separate no row tells how large the log ratios are at most: all of
+    # their cross-entropy may be excess.
+    missed = jnp.where(_are_separated(fixed, weights), diagnostics.cross_entropy, missed)
     excess = jnp.maximum(EXCESS_SHARE * gap, missed)
     excess_error = 4 * generator.curvature(jnp.zeros_like(gap)) * excess
     # The error of the ratio's scale counts at most as much as all others together.
@@ -128,6 +131,8 @@ def _estimate(
     value = jax.lax.optimization_barrier(jnp.where(raised, bound[0], value))
     lower = jnp.minimum(jnp.where(bound[1] > lower, bound[1], lower), value)
     upper = jnp.where(upper < value, value, upper)
+    # No divergence is negative: noise in the log ratios may lower a value of 0 beyond its error.
+    upper = jnp.maximum(upper, 0)
 
     # Zero, with the derivatives in log ratios and weights.
     change = _variational(given, fit, generator)
@@ -139,6 +144,12 @@ def _estimate(
         diagnostics.effective_sample_size,
         diagnostics,
     )
+
+
+def _are_separated(samples: _Pair, weights: _Pair) -> Bool[Array, ""]:
+    """Whether each row of p has a larger log ratio than all rows of q."""
+    least = jnp.min(jnp.where(weights[0] > 0, samples[0], jnp.inf))
+    return least > jnp.max(jnp.where(weights[1] > 0, samples[1], -jnp.inf))
 
 
 def _normalization_error(samples: _Pair, weights: _Pair, generator: Divergence) -> Array:

@@ -7,6 +7,7 @@ import ot as pot
 import pytest
 
 from divjax import ot
+from divjax.core.types import Status
 
 KEY = jax.random.key(0)
 fitted = jax.jit(lambda method, key, x, y: method.fit(key, x, y))
@@ -45,6 +46,19 @@ def test_images_match_the_mean_of_barycentric_projections_by_pot(num_blocks):
         within = np.trace(np.cov(x.T)) + np.trace(np.cov(y.T))
         np.testing.assert_allclose(epsilon, 0.2 * within, rtol=0.1)
         assert found.converged
+
+
+@pytest.mark.parametrize(("epsilon", "faithful"), [(0.01, True), (50.0, False)])
+def test_images_near_the_mean_of_the_targets_are_flagged(epsilon, faithful):
+    """With ε far above the costs all rows go to the mean of y, here where no target is."""
+    x = normal(1, 1000)
+    corners = jnp.where(normal(2, 1000) > 0, 1.0, -1.0)
+    y = jnp.concatenate([corners, jnp.full((1000, 1), 3.0)], axis=1)
+    found = fitted(ot.EntropicMap(epsilons=(epsilon,)), KEY, jnp.pad(x, ((0, 0), (0, 1))), y)
+    size = jnp.median(jnp.abs(found(jnp.pad(x, ((0, 0), (0, 1))))[:, :2]))
+    assert (size > 0.9) == faithful
+    assert (found.misfit < 1) == faithful
+    assert found.status == (Status.CONVERGED if faithful else Status.MAX_ITERATIONS)
 
 
 def test_the_best_epsilon_is_near_the_map_and_a_poor_one_is_not_chosen():

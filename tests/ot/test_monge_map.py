@@ -68,6 +68,23 @@ def test_the_start_is_what_carries_held_out_rows_nearest(law, index):
     assert isinstance(started.fit(KEY, x, truth(u)).start, IdentityMap)
 
 
+@pytest.mark.parametrize("start", ["identity", "gaussian"])
+def test_a_map_that_misses_its_target_is_flagged(start):
+    """One step from the identity cannot reach N(5, 4), where the Gaussians' map already is."""
+    x, y = normal(1, 200), 5 + 2 * normal(2, 200)
+    method = MongeMap(start=start, num_steps=1, num_checks=1, hidden=(2,), batch_size=32)
+    found = fitted(method, KEY, x, y)
+    error = jnp.max(jnp.abs(jnp.mean(found(x), axis=0) - 5))
+    if start == "identity":
+        assert error > 4
+        assert found.misfit > 1
+        assert found.status == Status.MAX_ITERATIONS
+    else:
+        assert error < 0.5
+        assert found.misfit < 1
+        assert found.converged
+
+
 @pytest.mark.exhaustive
 def test_the_gap_turns_a_turned_gaussian_back():
     """Every rotation fits N(0, I); the identity alone is optimal, and a quarter turn has gap 2d."""

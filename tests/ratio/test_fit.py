@@ -14,7 +14,7 @@ import scipy.stats
 
 from divjax import fdiv, problems
 from divjax.core.pytrees import pytree
-from divjax.ratio import ClassifierRatio
+from divjax.ratio import ClassifierRatio, from_scores
 from divjax.ratio import heads as h
 
 KEY = jax.random.key(1)
@@ -64,6 +64,28 @@ def test_gaussians_one_apart(fitted, generator, expected):
     assert abs(found.value - expected) < 3 * found.std_error
     assert 0.01 * expected < found.std_error < 0.3 * expected
     assert found.interval.lower < found.value < found.interval.upper
+
+
+def test_no_interval_excludes_every_possible_value():
+    """Scores of pure noise between equal distributions, of which every divergence is 0."""
+    x, y = 0.3 * np.random.default_rng(0).normal(size=(2, 2000))
+    fit = from_scores(KEY, x, y, (np.arange(2000) % 2,) * 2, calibration="none")
+    for generator in (fdiv.JensenShannon(), fdiv.SquaredHellinger(), fdiv.TotalVariation()):
+        found = fit.divergence(generator)
+        assert found.interval.lower <= 0 <= found.interval.upper
+    # The noise is far larger than the error of its mean.
+    assert fit.js().value < -10 * np.sqrt(np.log(2)) / 2000
+
+
+@pytest.mark.parametrize("calibration", ["none", "platt"])
+def test_separated_samples_may_have_disjoint_supports(calibration):
+    """Twenty rows of U(1, 2) and of U(−2, −1), whose JS is log 2, by scores of that size."""
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(1, 2, 20), -rng.uniform(1, 2, 20)
+    fit = from_scores(KEY, *scores, (np.arange(20) % 2,) * 2, calibration=calibration)
+    found = fit.js()
+    np.testing.assert_allclose(found.interval.upper, np.log(2), rtol=1e-5)
+    assert found.interval.lower <= found.value < np.log(2)
 
 
 def generator_interval(fit, generator):

@@ -11,6 +11,8 @@ from scipy import integrate, stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from divjax import inference, ratio
@@ -34,6 +36,16 @@ def true_scores(n, m, seed=0, shift=SHIFT):
     rng = np.random.default_rng(seed)
     u = lambda z: shift * z - shift**2 / 2
     return u(rng.normal(size=n) + shift), u(rng.normal(size=m))
+
+
+class Constant:
+    """A classifier that knows nothing, of any rows."""
+
+    def fit(self, X, y):
+        return self
+
+    def predict_proba(self, X):
+        return np.full((len(X), 2), 0.5)
 
 
 def folds(n, m, num_folds=5):
@@ -318,6 +330,49 @@ class TestSklearnRatio:
         x = np.random.default_rng(5).normal(size=(50, 2))
         fit = ratio.SklearnRatio(LogisticRegression()).fit(KEY, x, np.concatenate([x, x + 9]))
         assert float(fit.diagnostics.ties.shared_p) == 1.0
+
+    def test_duplicates_of_categories_and_gaps_are_counted(self):
+        """Half of x's rows are rows of y, and none of the rows of y repeats."""
+        names = np.array([f"level {i}" for i in range(40)])
+        gaps = np.where(np.arange(40) % 2, np.arange(40.0), np.nan)
+        y = pd.DataFrame({"name": pd.Categorical(names), "number": gaps})
+        fresh = pd.DataFrame({"name": pd.Categorical(["new"] * 20), "number": np.arange(20.0)})
+        x = pd.concat([y[:20], fresh], ignore_index=True)
+        x["name"], y["name"] = x["name"].astype("category"), y["name"].astype("category")
+        numbers = np.stack([np.arange(40.0), gaps], axis=1)
+        others = np.concatenate([numbers[:20], -1 - numbers[:20]])
+        for p, q in ((x, y), (others, numbers), (others.astype(object), numbers.astype(object))):
+            found = ratio.SklearnRatio(Constant(), num_folds=2).fit(KEY, p, q).diagnostics.ties
+            shares = found.shared_p, found.shared_q, found.duplicates_p, found.duplicates_q
+            assert shares == (0.5, 0.5, 0, 0)
+
+    def test_duplicates_that_nobody_looked_for_are_not_none(self):
+        """Scores have no rows, and numbers and words no common order: a share of 0 would be one."""
+        scores = true_scores(40, 40)
+        mixed = np.array([[1.0], ["one"]] * 20, dtype=object)
+        for fit in (
+            ratio.from_scores(KEY, *scores, folds(40, 40)),
+            ratio.SklearnRatio(Constant(), num_folds=2).fit(KEY, mixed, mixed),
+        ):
+            assert np.isnan(fit.diagnostics.ties.shared_p)
+            assert np.isnan(fit.diagnostics.ties.duplicates_q)
+
+    def test_weights_of_classes_are_refused(self):
+        """The odds of 1000 rows beside 100 would be subtracted from those of equal samples."""
+        weighted = LogisticRegression(class_weight="balanced")
+        rng = np.random.default_rng(6)
+        x, y = rng.normal(size=(1000, 1)) + 1, rng.normal(size=(100, 1))
+        labels = np.repeat([1, 0], [1000, 100])
+        plain, balanced = (
+            np.log(np.divide(*of.fit(np.concatenate([x, y]), labels).predict_proba(x).T[::-1]))
+            for of in (LogisticRegression(), weighted)
+        )
+        # The truth is ½, and the weighted odds need no correction.
+        assert abs(balanced.mean() - 0.5) < 0.2
+        assert abs((plain - np.log(10)).mean() - 0.5) < 0.2
+        for classifier in (weighted, make_pipeline(StandardScaler(), weighted)):
+            with pytest.raises(ValueError, match="classifier must not weigh the classes"):
+                ratio.SklearnRatio(classifier)
 
     def test_refusals(self):
         with pytest.raises(ValueError, match="classifier must"):

@@ -198,6 +198,15 @@ X = jnp.zeros((200, 2))
         (lambda: DivergenceBound(train="smile"), "train must be one of js, dv"),
         (lambda: DivergenceBound(network="separable"), "network must be one of joint"),
         (lambda: DivergenceBound(learning_rate=0.0), "learning_rate must be"),
+        (lambda: DivergenceBound(train=fdiv.TotalVariation()), "train must have a slope"),
+        (
+            lambda: MutualInformationBound(network="separable", hidden=()),
+            "hidden must hold at least one width",
+        ),
+        (
+            lambda: DivergenceBound(train=None).fit(jax.random.key(0), X, X),
+            "train must be a function",
+        ),
         (lambda: MutualInformationBound(num_negatives=0), "num_negatives must be"),
         (lambda: MutualInformationBound(batch_size=1), "batch_size must be"),
         (lambda: DivergenceBound().fit(jax.random.key(0), X, X[:, :1]), "same number of features"),

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
+import scipy.stats
 from sklearn.neighbors import NearestNeighbors
 
 from divjax import problems
@@ -146,6 +148,25 @@ def test_a_narrow_band():
     found = ClassifierRatio(Neighbors(), num_folds=2).fit(KEY, p, q).js()
     assert 0.25 < found.value < task.js
     assert found.interval.upper > 0.8 * task.js
+
+
+@pytest.mark.exhaustive
+def test_intervals_know_that_neighbours_are_noisy():
+    """Of 24 pairs of samples of N((½, 0), I) and N(0, I) most intervals hold KL and JS."""
+    p, q = scipy.stats.norm(0.5).pdf, scipy.stats.norm(0).pdf
+    half = lambda z: sum(f(z) * np.log(2 * f(z) / (p(z) + q(z))) / 2 for f in (p, q))
+    truth = {"kl": 1 / 8, "js": scipy.integrate.quad(half, -12, 12)[0]}
+
+    def intervals(key, x, y):
+        fit = ClassifierRatio(Neighbors()).fit(key, x, y)
+        return {"kl": fit.kl().interval, "js": fit.js().interval}
+
+    x, y = jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 200, 2)), jnp.float32)
+    keys = jax.random.split(KEY, 24)
+    found = jax.jit(jax.vmap(intervals))(keys, x.at[..., 0].add(0.5), y)
+    for name, (lower, upper) in found.items():
+        # At 95 % fewer than 20 of 24 have a probability of a few in a thousand.
+        assert np.mean((lower <= truth[name]) & (truth[name] <= upper)) >= 20 / 24
 
 
 def test_what_is_refused():

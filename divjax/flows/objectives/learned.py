@@ -8,13 +8,19 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from divjax.core.checks import check_count, check_full_precision, check_nonnegative, check_scalar
+from divjax.core.checks import (
+    check_count,
+    check_full_precision,
+    check_nonnegative,
+    check_provides,
+    check_scalar,
+)
 from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, ravel_particles, static
 from divjax.core.samples import Numbers
 from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.core.training import fit
-from divjax.fdiv.divergences import ReverseKL
+from divjax.fdiv.divergences import ReverseKL, check_slope
 from divjax.fdiv.generators import Generator
 from divjax.flows.objectives.targets import (
     as_table,
@@ -57,7 +63,7 @@ class FDivergence:
         samples: draws from p, of shape (m, d) (an array, a list or a frame of numbers), or a pytree
             like the particles. NumPy's float64 is centred in float64. If the particles' dtype
             cannot distinguish the samples, the value is NaN.
-        generator: a generator of `divjax.fdiv`.
+        generator: a generator of `divjax.fdiv` with a curvature h, which `TotalVariation` has not.
         ratio: the network, its learning rate, weight decay and batch size. Each step takes all
             particles and half a batch of samples. Its numbers of steps and checks and its start are
             not used.
@@ -67,8 +73,8 @@ class FDivergence:
         num_init_steps: steps of AdamW before the first.
 
     Raises:
-        ValueError: if samples and particles differ in their number of features, or a number is out
-            of range.
+        ValueError: if samples and particles differ in their number of features, a number is out of
+            range, or the generator has no curvature.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -97,10 +103,13 @@ class FDivergence:
     def __post_init__(self):
         object.__setattr__(self, "samples", as_table("samples", self.samples))
         check_nonnegative(noise=self.noise)
+        # The field would be zero, and a flow would report a stationary point.
+        check_slope("generator", self.generator)
         check_count(0, num_fit_steps=self.num_fit_steps, num_init_steps=self.num_init_steps)
 
     def init(self, key: Key[Array, ""], particles: PyTree[Array]) -> _State:
         """The network, fitted to the initial particles."""
+        check_provides("ratio", self.ratio, ("init", "apply", "in_range"), "ratio.heads.Network()")
         rows = target_rows(self.samples, particles)
         check_full_precision("particles", rows.x)
         init_key, fit_key = jax.random.split(key)

@@ -44,9 +44,10 @@ class DualFit(Outcome):
         squared_distance: E|X|² + E|Y|² − 2V of the held-out rows, including the means' distance.
         residual: ‖∇f(x̂(y)) − y‖ over ‖y − E Y‖, root mean squares over held-out rows. If it is not
             small, the search for x̂ failed, V is too small, and the map is unreliable.
-        misfit: the largest Kolmogorov–Smirnov distance, over the features, between images of
-            held-out rows and held-out targets, as a share of the critical value at 10⁻³ (for
-            independent samples of their effective sizes, with Bonferroni's correction).
+        misfit: the largest distance, over the features, between the distribution functions of
+            images of held-out rows and of held-out targets, as a share of Kolmogorov and Smirnov's
+            critical value at 10⁻³ (for independent samples of their effective sizes, with
+            Bonferroni's correction). Shifts by a twentieth of a standard deviation do not count.
         status: `Status.CONVERGED` unless the fit is not finite or has failed: a residual above a
             tenth, a misfit above one, or a squared distance below that of the means by more than
             a tenth of the variances, which is worse than the best translation.

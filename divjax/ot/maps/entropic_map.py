@@ -32,6 +32,7 @@ from divjax.ot.entropic.problem import PointPairs
 from divjax.ot.entropic.result import SinkhornResult
 from divjax.ot.entropic.solver import sinkhorn
 from divjax.ot.given_costs import checked_cost, grad_conjugate
+from divjax.ot.maps.misfit import misfit
 from divjax.ot.scales import mean_cost_within
 from divjax.ot.weighted_samples import (
     Origins,
@@ -58,7 +59,12 @@ class EntropicFit(Outcome):
         epsilon: the selected ε, in units of the cost.
         scores: the Sinkhorn divergence between images of held-out rows and held-out targets, one
             per candidate ε.
-        status: `Status.CONVERGED` if every block's problem has, and the selected score is finite.
+        misfit: the largest distance, over the features, between the distribution functions of
+            images of held-out rows and of held-out targets, as a share of Kolmogorov and Smirnov's
+            critical value at 10⁻³ (for independent samples of their effective sizes, with
+            Bonferroni's correction). Shifts by a twentieth of a standard deviation do not count.
+        status: `Status.CONVERGED` if every block's problem has, the selected score is finite, and
+            the misfit is at most one: with a large ε all images are near the mean of y.
         at_edge: whether the selected ε is the smallest or the largest of several: a better one may
             lie beyond.
         origins: points of both spaces that samples are relative to.
@@ -69,6 +75,7 @@ class EntropicFit(Outcome):
     targets: Float[Array, "blocks size d"]
     epsilon: Float[Array, ""]
     scores: Float[Array, " candidates"]
+    misfit: Float[Array, ""]
     status: Int[Array, ""]
     at_edge: Bool[Array, ""]
     origins: Origins
@@ -263,14 +270,20 @@ class EntropicMap:
         each = jnp.broadcast_to(chosen, count)
         results = jax.lax.map(lambda args: problem(*args), (blocks, each))
         mass = jnp.ones(count, unit.dtype) if blocks.a is None else jnp.sum(blocks.a, axis=1)
+        # Images by the first block, as for the scores.
+        result, targets = jax.tree.map(lambda v: v[0], (results, blocks.y))
+        of_tests = tests._replace(a=normalised(tests.a), b=normalised(tests.b))
+        missed = misfit(_images(result, targets, tests.x), of_tests)
         status = status_of(
-            converged=jnp.all(results.converged),
+            converged=jnp.all(results.converged) & (missed <= 1),
             resolved=~squares_are_unresolved(x, y),
             finite=jnp.isfinite(scores[best]) & jnp.isfinite(results.value).all(),
             valid=jnp.any(valid),
         )
         weights = mass / jnp.sum(mass)
-        return EntropicFit(results, blocks.y, chosen, scores, status, at_edge, origins, weights)
+        return EntropicFit(
+            results, blocks.y, chosen, scores, missed, status, at_edge, origins, weights
+        )
 
 
 def _images(

@@ -11,7 +11,6 @@ a min-max problem. A network learns its initial guess.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,6 @@ from divjax.core.checks import (
 from divjax.core.differentiation import refuse_derivatives, with_slopes_of
 from divjax.core.keys import own_key
 from divjax.core.networks import BuildICNN, BuildMLP, Network, init_network
-from divjax.core.numerics import nan_unless
 from divjax.core.pytrees import pytree, static
 from divjax.core.rounding import is_rounded_away
 from divjax.core.samples import Numbers
@@ -37,6 +35,7 @@ from divjax.core.training import adam_with_cosine, fit
 from divjax.core.types import status_of
 from divjax.ot.maps.convex_potential import DualFit
 from divjax.ot.maps.gaussian_samples import gaussian_start
+from divjax.ot.maps.misfit import misfit
 from divjax.ot.scales import winsorised
 from divjax.ot.weighted_samples import (
     WeightedSamples,
@@ -49,8 +48,8 @@ from divjax.ot.weighted_samples import (
 )
 
 __all__ = ["ICNNDual"]
-# The largest residual of a successful search for x̂, and the level of the misfit test.
-_LARGEST_RESIDUAL, _MISFIT_LEVEL = 0.1, 1e-3
+# The largest residual of a successful search for x̂.
+_LARGEST_RESIDUAL = 0.1
 # The largest rounding of rows about the common origin, in spreads.
 _LARGEST_ROUNDING = 0.3
 
@@ -228,9 +227,9 @@ class ICNNDual:
         # image may be wrong although x̂ is correct.
         squared_residual = square(dual.gradient(params, found) - held.y, held.b)
         residual = jnp.sqrt(squared_residual / square(held.y, held.b))
-        misfit = _misfit(dual.gradient(params, held.x), held)
+        misfit_of_held = misfit(dual.gradient(params, held.x), held)
         finite = trained.finite & jnp.isfinite(value) & jnp.isfinite(residual)
-        failed = (residual > _LARGEST_RESIDUAL) | (misfit > 1)
+        failed = (residual > _LARGEST_RESIDUAL) | (misfit_of_held > 1)
         # At a large shift both distances have rounding errors.
         rounding = 16 * jnp.finfo(x.dtype).eps
         failed |= squared_distance < (1 - rounding) * jnp.maximum(_least_distance(held, shift), 0)
@@ -243,7 +242,7 @@ class ICNNDual:
             validation=trained.validation,
             squared_distance=squared_distance,
             residual=residual,
-            misfit=misfit,
+            misfit=misfit_of_held,
             status=status_of(
                 converged=~failed,
                 resolved=~(squares_are_unresolved(train.x, train.y) | far),
@@ -296,28 +295,6 @@ def _without_outliers(samples: WeightedSamples) -> tuple[Array, Array]:
     """Both sides' rows, with at most a hundredth of the mass winsorised."""
     x, y, a, b = samples
     return winsorised(x, a, share=0.99), winsorised(y, b, share=0.99)
-
-
-def _misfit(images: Float[Array, "n d"], held: WeightedSamples) -> Float[Array, ""]:
-    """The largest distance between features' distribution functions, over its critical value."""
-    d = images.shape[1]
-    a = uniform_weights(images) if held.a is None else held.a
-    b = uniform_weights(held.y) if held.b is None else held.b
-
-    def distance(image: Float[Array, " n"], target: Float[Array, " m"]) -> Array:
-        values = jnp.concatenate([image, target])
-        order = jnp.argsort(values)
-        # The difference of the two distribution functions, at each value in order.
-        gap = jnp.cumsum(jnp.concatenate([a, -b])[order])
-        # Among equal values only the last has their total mass.
-        last = jnp.append(values[order][1:] > values[order][:-1], True)
-        return jnp.max(jnp.where(last, jnp.abs(gap), 0))
-
-    distances = jax.vmap(distance, (1, 1))(images, held.y)
-    # P(D > c √(1/n + 1/m)) ≈ 2 exp(−2c²), with effective sizes for weights.
-    critical = jnp.sqrt(math.log(2 * d / _MISFIT_LEVEL) / 2 * (jnp.sum(a**2) + jnp.sum(b**2)))
-    # NaN sorts last, and would count like a large number.
-    return nan_unless(jnp.isfinite(images).all(), jnp.max(distances) / critical)
 
 
 def _least_distance(held: WeightedSamples, shift: Float[Array, " d"]) -> Float[Array, ""]:

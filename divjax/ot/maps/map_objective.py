@@ -20,7 +20,7 @@ from divjax.ot.maps.gap import monge_gap
 from divjax.ot.maps.network_map import MapFit
 from divjax.ot.weighted_samples import mean_over_rows
 
-__all__ = ["MapBatch", "MapObjective", "MapTerms"]
+__all__ = ["MapBatch", "MapObjective", "MapTerms", "broadcast_context"]
 
 
 class MapBatch(NamedTuple):
@@ -105,7 +105,7 @@ class MapObjective:
         """The terms of a batch, without those independent of the map; the key is for asymmetry."""
 
         def mapped(x: Array, initial: Array) -> Array:
-            return map_fit.image(params, x, initial, _broadcast_context(batch.context, x))
+            return map_fit.image(params, x, initial, broadcast_context(batch.context, x))
 
         images = mapped(batch.x, batch.initial_images)
         # ½ OT(T(x), T(x)) of the divergence. Between two batches it excludes the zero distances of
@@ -199,7 +199,7 @@ class MapObjective:
         x = batch.x
         if self.symmetry_weight is None:
             return jnp.zeros((), x.dtype)
-        context = _broadcast_context(batch.context, x)
+        context = broadcast_context(batch.context, x)
         # J is made dimensionless by the input's scale here and the output's below. Rows do not mix,
         # so one derivative along v, forwards and backwards, gives J v and Jᵀ v of each row without
         # forming J.
@@ -216,7 +216,7 @@ def _zero_cost(like: Array) -> _Cost:
     return _Cost(jnp.zeros_like(like), jnp.ones_like(like, bool))
 
 
-def _broadcast_context(
+def broadcast_context(
     context: Float[Array, " c"] | None, x: Float[Array, "b d"]
 ) -> Float[Array, "b c"] | None:
     """The context, repeated for each row of x."""

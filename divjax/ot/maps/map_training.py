@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from divjax.ot.maps.map_objective import MapBatch, MapObjective, MapTerms
+from divjax.ot.maps.map_objective import MapBatch, MapObjective, MapTerms, broadcast_context
+from divjax.ot.maps.misfit import misfit
 from divjax.ot.maps.network_map import MapFit
 from divjax.ot.weighted_samples import WeightedSamples, batch_of_rows, normalised
 
@@ -95,6 +96,19 @@ class MapTrainer:
         # With the constants these are the complete S and M, as reported.
         means = jax.tree.map(lambda one, two: jnp.mean(one + two), each, constants)
         return means._replace(converged=jnp.all(each.converged & constants.converged))
+
+    def misfit(
+        self, params: PyTree[Array], held: WeightedSamples, images: Float[Array, "g k d"]
+    ) -> Float[Array, ""]:
+        """The largest misfit of the problems, given their images under the start."""
+
+        def of_problem(problem: tuple[WeightedSamples, Array, Array | None]) -> Array:
+            rows, initial, context = problem
+            context = broadcast_context(context, rows.x)
+            mapped = self.map_fit.image(params, rows.x, initial, context)
+            return misfit(mapped, rows, images.shape[0])
+
+        return jnp.max(jax.lax.map(of_problem, (held, images, self.context)))
 
 
 def held_out(

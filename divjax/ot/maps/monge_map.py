@@ -265,13 +265,14 @@ class MongeMap:
             # At F = 0 the slope of ∇h* may be infinite, which would rule out any step.
             params = _jittered(jitter_key, params)
         # The start is not trained: its images are computed once.
+        held_images = jax.lax.map(start, held.x)
         trainer = MapTrainer(
             objective=self._objective(mean_cost),
             map_fit=map_fit,
             train=train,
             images=jax.lax.map(start, train.x),
             context=context,
-            held=held_out(held, jax.lax.map(start, held.x), context, self.independent_batches),
+            held=held_out(held, held_images, context, self.independent_batches),
             held_out_key=held_out_key,
             # Two batches with rows in common would not be independent.
             num_batches=2 if self.independent_batches and train.x.shape[1] > 1 else 1,
@@ -291,6 +292,8 @@ class MongeMap:
         # The best check's parameters, possibly those of the start.
         terms = trainer.validate(trained.params, constants)
         finite = trained.finite & jnp.isfinite(terms.divergence) & jnp.isfinite(terms.gap)
+        # A divergence has no scale that tells a bad fit from a good one: laws are tested instead.
+        missed = trainer.misfit(trained.params, held, held_images)
         return dataclasses.replace(
             map_fit,
             params=trained.params,
@@ -298,8 +301,9 @@ class MongeMap:
             validation=trained.validation,
             divergence=terms.divergence,
             gap=terms.gap,
+            misfit=missed,
             status=status_of(
-                converged=terms.converged,
+                converged=terms.converged & (missed <= 1),
                 resolved=~squares_are_unresolved(pooled.x, pooled.y),
                 finite=finite,
                 valid=self._valid(optimizer),

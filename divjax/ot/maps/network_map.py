@@ -39,8 +39,12 @@ class MapFit(Outcome):
         validation: the objective of the held-out rows, before the first step and at each check.
         divergence: S of the held-out rows, in units of the cost.
         gap: the Monge gap of the held-out rows, likewise, zero if it was not part of the objective.
+        misfit: the largest distance, over features and problems, between the distribution functions
+            of images of held-out rows and of held-out targets, as a share of Kolmogorov and
+            Smirnov's critical value at 10⁻³ (for independent samples of their effective sizes, with
+            Bonferroni's correction). Shifts by a twentieth of a standard deviation do not count.
         status: `Status.CONVERGED` if the Sinkhorn problems of the held-out rows met the tolerance,
-            and losses, parameters, divergence and gap are finite.
+            losses, parameters, divergence and gap are finite, and the misfit is at most one.
         origins: points that the rows of both sides, and the start's, are relative to; None for
             zero. Under the squared distance each is its sample's median, unless the start is the
             identity. Otherwise they are zero, or differ from it for float64 from NumPy.
@@ -69,6 +73,7 @@ class MapFit(Outcome):
     validation: Float[Array, " checks"] | None = None
     divergence: Float[Array, ""] | None = None
     gap: Float[Array, ""] | None = None
+    misfit: Float[Array, ""] | None = None
     status: Int[ArrayLike, ""] = int(Status.CONVERGED)
     origins: Origins | None = None
     context_limits: tuple[Float[Array, " c"], Float[Array, " c"]] | None = None

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from divjax.core.checks import (
+    check_callable,
     check_count,
     check_full_precision,
     check_matrix,
@@ -29,6 +30,7 @@ from divjax.core.pytrees import pytree, static
 from divjax.core.samples import Center, Numbers, centered_samples
 from divjax.core.standardize import Standardizer, robust_standardizer
 from divjax.core.training import Training, fit, row_batch
+from divjax.fdiv.divergences import check_slope
 from divjax.ratio.bounds.bound_fit import BoundFit, TrainingState, ungrouped
 from divjax.ratio.bounds.critics import Critic
 from divjax.ratio.bounds.named_bounds import TRAINABLE, StatefulBound, as_bound
@@ -64,7 +66,8 @@ class DivergenceBound:
             number of held-out batches.
 
     Raises:
-        ValueError: if a name is unknown or a number is out of range.
+        ValueError: if a name is unknown, a number is out of range, or the bound to be maximised is
+            that of the total variation.
 
     Example:
         >>> p, q = jax.random.normal(jax.random.key(0), (2, 400, 1)) + jnp.array([[[1.0]], [[0.0]]])
@@ -92,6 +95,8 @@ class DivergenceBound:
     def __post_init__(self):
         if isinstance(self.train, str) and self.train not in TRAINABLE:
             raise ValueError(f"train must be one of {', '.join(TRAINABLE)}; got {self.train!r}.")
+        # The critic would stay as it is, and give a bound of 0 for any samples.
+        check_slope("train", self.train)
         # A name becomes the function it stands for, so that the rest knows functions alone.
         object.__setattr__(self, "train", as_bound(self.train))
         if isinstance(self.network, str) and self.network not in self._networks:
@@ -100,6 +105,10 @@ class DivergenceBound:
                 f"one; got {self.network!r}."
             )
         check_widths(hidden=self.hidden)
+        if self.network == "separable" and not self.hidden:
+            raise ValueError(
+                "hidden must hold at least one width, that of the encoders' outputs; got none."
+            )
         check_positive_finite(learning_rate=self.learning_rate)
         counts = {"num_steps": self.num_steps, "num_checks": self.num_checks}
         check_count(1, **counts, num_groups=self.num_groups)
@@ -250,6 +259,7 @@ class DivergenceBound:
         return self._critic(x.shape[1], Standardizer(0 * ones, ones, -limit, limit))
 
     def _check(self, x: Array, y: Array) -> None:
+        check_callable(train=self.train)
         check_matrix(x=x, y=y)
         check_full_precision("x", x)
         check_full_precision("y", y)
