@@ -1,5 +1,6 @@
 """The command on files: delimiters, encodings, messages and exit codes."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def test_decimal_commas_are_left_to_the_reader(tmp_path):
     [
         ("utf-8", None),
         ("utf-8-sig", None),
-        ("latin-1", "t.csv: not UTF-8, read as Latin-1"),
+        ("latin-1", "t.csv: not UTF-8, read as Windows-1252"),
         ("utf-16", "t.csv: read as UTF-16"),
     ],
 )
@@ -151,6 +152,42 @@ def test_encodings_are_found(tmp_path, encoding, note):
     assert list(table) == ["größe", "ort"]
     assert table["ort"][0] == "Köln"
     assert notes == (() if note is None else (note,))
+
+
+def test_what_windows_writes_is_the_same_text_as_utf_8(tmp_path):
+    tables = []
+    for encoding in ("cp1252", "utf-8"):
+        path = tmp_path / f"{encoding}.csv"
+        path.write_text("preis,ort\n€ 5,“Köln”\n€ 6,“Bonn”\n", encoding=encoding)
+        tables.append(read_table(path)[0])
+    pd.testing.assert_frame_equal(*tables)
+    # A byte without a letter there.
+    (tmp_path / "t.csv").write_bytes(b"a\n\x81\xe4\n")
+    table, notes = read_table(tmp_path / "t.csv")
+    assert table["a"][0] == "\x81ä"
+    assert notes == ("t.csv: not UTF-8, read as Latin-1",)
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "  \n", "\r\n"])
+def test_blank_lines_before_the_header_are_passed_over(tmp_path, blank):
+    path = tmp_path / "t.csv"
+    path.write_bytes(f"{blank}a;b\n1;2\n".encode())
+    assert read_table(path)[0].to_dict("list") == {"a": [1], "b": [2]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"a,b\n1,2\n", mtime=0),
+        b"PK\x03\x04\n\x00\x00",  # a workbook begins so
+        "a,b\n1,2\n".encode("utf-16-le"),
+    ],
+)
+def test_files_that_are_no_text_are_refused(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"t\.csv must be text with a header and rows; it is bin"):
+        read_table(path)
 
 
 @pytest.mark.parametrize("start", [0, 1])
