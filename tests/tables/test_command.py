@@ -77,6 +77,43 @@ def test_what_cannot_be_used_is_named_with_exit_code_2(files, capsys, arguments,
     assert message in capsys.readouterr().err
 
 
+def test_what_would_fail_or_do_harm_at_the_end_is_refused_at_once(
+    files, tmp_path, capsys, monkeypatch
+):
+    # Nothing is computed: a table of one column would be refused for its lack of rows.
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text("a\n1\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "one.csv")
+    for options, message in (
+        (["--csv", tmp_path], "is a folder, not a file"),
+        (["--csv", tmp_path / "one.csv"], "would be replaced"),
+        (["--json", tmp_path / "link.csv"], "would be replaced"),
+        (["--csv", tmp_path / "r", "--html", tmp_path / "." / "r"], "must name different files"),
+    ):
+        assert run(tmp_path, "one.csv", "two.csv", *options) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "one.csv").read_text() == "a\n1\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)
+        assert run(tmp_path, "one.csv", "two.csv", "--csv", tmp_path / "r") == 2
+        assert "may not be written" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.pyplot", None)
+        assert run(tmp_path, "one.csv", "two.csv", "--html", tmp_path / "r") == 2
+        assert "matplotlib" in capsys.readouterr().err
+
+
+def test_numbers_are_shown_though_figures_fail(files, tmp_path, capsys, monkeypatch):
+    def fail(comparison):
+        raise ValueError("no figure")
+
+    monkeypatch.setattr("divjax.tables.report.to_html", fail)
+    assert run(files, "a.csv", "b.csv", "--html", tmp_path / "r.html") == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith("No difference found")
+    assert "no figure" in shown.err
+
+
 def test_a_folder_or_an_empty_file_is_no_table(files, tmp_path, capsys):
     (tmp_path / "empty.csv").touch()
     assert main(["compare", str(files), str(files / "a.csv")]) == 2
