@@ -82,12 +82,15 @@ def _compare(options: argparse.Namespace) -> int:
         # A file that may not be read is reported as such, before libraries are loaded.
         with path.open("rb"):
             pass
-    for path in (options.csv, options.html, options.json if options.json != "-" else None):
-        if path is not None and not Path(path).absolute().parent.is_dir():
-            raise OSError(f"there is no folder for {path}.")
+    _check_outputs(options)
 
     from divjax import tables
+    from divjax.plot.look import pyplot
     from divjax.tables.files import read_table
+
+    # Figures come last, and what they need must be there before anything takes time.
+    if options.html is not None:
+        pyplot()
 
     # Each file by itself: their delimiters and encodings need not be the same.
     (real, of_real), (synthetic, of_synthetic) = map(read_table, (options.real, options.synthetic))
@@ -111,13 +114,33 @@ def _compare(options: argparse.Namespace) -> int:
     found = found.with_notes((*of_real, *of_synthetic))
     if options.csv is not None:
         options.csv.write_text(found.to_csv(), encoding="utf-8")
-    if options.html is not None:
-        options.html.write_text(found.to_html(), encoding="utf-8")
     if options.json not in (None, "-"):
         Path(options.json).write_text(found.to_json(), encoding="utf-8")
     # Text for people, unless a program asks for numbers.
     sys.stdout.write(found.to_json() if options.json == "-" else found.to_text())
+    if options.html is not None:
+        options.html.write_text(found.to_html(), encoding="utf-8")
     return int(options.fail_on == "different" and found.verdict.different is True)
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse files that could not be written after all, or would replace what is compared."""
+    given = (options.csv, options.html, options.json if options.json != "-" else None)
+    paths = [Path(path) for path in given if path is not None]
+    for path in paths:
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise OSError(f"there is no folder for {path}.")
+        if path.is_dir():
+            raise OSError(f"{path} is a folder, not a file.")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise OSError(f"{path} may not be written.")
+        if any(
+            path.exists() and path.samefile(table) for table in (options.real, options.synthetic)
+        ):
+            raise ValueError(f"{path} holds a table that is compared, and would be replaced.")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError("--json, --csv and --html must name different files.")
 
 
 def _names(real: Path, synthetic: Path) -> tuple[str, str]:

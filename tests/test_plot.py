@@ -42,6 +42,24 @@ class TestCurves:
         ax = plot.curves([[1.0, 2.0, 3.0], [np.nan, 4.0, np.inf], [3.0, 6.0, -np.inf]])
         np.testing.assert_equal(ax.lines[0].get_ydata(), [np.nan, 4.0, np.nan])
 
+    @pytest.mark.parametrize(
+        ("values", "lone"),
+        [
+            ([[2.0], [4.0]], [(0, 3.0)]),
+            ([5.0, np.nan, 6.0, 7.0, np.inf, 8.0], [(0, 5.0), (5, 8.0)]),
+        ],
+    )
+    def test_steps_between_gaps_are_dots(self, values, lone):
+        ax = plot.curves(values)
+        dots = ax.lines[1]
+        assert dots.get_linestyle() == "None"
+        assert list(zip(dots.get_xdata(), dots.get_ydata(), strict=True)) == lone
+        assert dots.get_color() == ax.lines[0].get_color()
+
+    def test_the_error_of_a_single_step_is_drawn(self):
+        ((bar,),) = (bars.get_segments() for bars in plot.curves([[2.0], [4.0]]).containers[0][2])
+        np.testing.assert_allclose(bar, [[0, 2], [0, 4]])  # 3 ± √2/√2
+
     def test_one_curve_has_no_band(self):
         assert not plot.curves([1.0, 2.0]).collections
 
@@ -174,6 +192,12 @@ class TestOthers:
     def test_equal_particles_have_a_range(self):
         ax = plot.particles(np.ones((3, 2)))
         assert ax.get_xlim()[0] < 1 < ax.get_xlim()[1]
+
+    def test_the_view_is_a_quarter_wider_than_the_particles_wherever_they_are(self):
+        ax = plot.particles(1e6 + np.array([[0.0, 0.0], [4.0, 8.0]]))
+        np.testing.assert_array_equal(
+            np.subtract((*ax.get_xlim(), *ax.get_ylim()), 1e6), [-1, 5, -2, 10]
+        )
 
     def test_the_staircase_is_what_is_not_dominated(self):
         values = np.random.default_rng(1).random((40, 2))

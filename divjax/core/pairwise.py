@@ -103,7 +103,8 @@ def common_center(
         else:
             # Indices of the rows used come first.
             order = jnp.argsort(~used, stable=True)
-            places = jnp.asarray(_spread_shares(_ROWS_OF_CENTER), at_least_single(x.dtype)) * count
+            wide = at_least_single(x.dtype)
+            places = jnp.asarray(_spread_shares(_ROWS_OF_CENTER), wide) * count.astype(wide)
             rows = x[order[jnp.clip(places.astype(int), 0, jnp.maximum(count - 1, 0))]]
     center = jax.lax.sort(rows, dimension=0, is_stable=False)[middle]
     return jax.lax.optimization_barrier(jnp.where(finite.all(axis=0), center, jnp.nan))

@@ -89,27 +89,33 @@ def _decomposition(
     valid = jnp.isfinite(mean).all() & jnp.isfinite(scale).all() & (scale > 0).all()
     scale = nan_unless(valid, scale)
     noise = jax.random.normal(key, mean.shape, mean.dtype)
-    codes = mean + scale * noise
+    deviations = scale * noise
+    codes = mean + deviations
 
     # Without the constants −½ log 2π, which cancel in every difference.
-    def log_mixtures(rows: Float[Array, "b d"]) -> tuple[Array, Array]:
+    def log_mixtures(
+        own: Float[Array, "b d"], deviations: Float[Array, "b d"]
+    ) -> tuple[Array, Array]:
         """The log-density of all features together, and the sum of those of each."""
 
         def add(
-            carry: tuple[Array, Array], feature: tuple[Array, Array, Array]
+            carry: tuple[Array, Array], feature: tuple[Array, ...]
         ) -> tuple[tuple[Array, Array], None]:
             joint, marginal = carry
-            code, center, width = feature
-            logs = -0.5 * jnp.square((code[:, None] - center) / width) - jnp.log(width)
+            mean, deviation, center, width = feature
+            # Not from the code itself, whose rounding may be as large as its encoder's scale.
+            apart = (mean[:, None] - center) + deviation[:, None]
+            logs = -0.5 * jnp.square(apart / width) - jnp.log(width)
             return (joint + logs, marginal + jax.nn.logsumexp(logs, axis=1)), None
 
-        start = jnp.zeros((rows.shape[0], n), rows.dtype), jnp.zeros(rows.shape[0], rows.dtype)
+        start = jnp.zeros((own.shape[0], n), own.dtype), jnp.zeros(own.shape[0], own.dtype)
         # Feature after feature, so that no array of rows × encoders × features is needed.
-        (joint, marginal), _ = jax.lax.scan(add, start, (rows.T, mean.T, scale.T))
+        features = own.T, deviations.T, mean.T, scale.T
+        (joint, marginal), _ = jax.lax.scan(add, start, features)
         return jax.nn.logsumexp(joint, axis=1) - math.log(n), marginal - d * math.log(n)
 
     # The backward pass keeps a block for each feature.
-    joint, marginal = map_row_blocks(log_mixtures, n * d, codes)
+    joint, marginal = map_row_blocks(log_mixtures, n * d, mean, deviations)
     # In units of its scale a code's distance from its mean is the noise.
     encoder = jnp.sum(-0.5 * jnp.square(noise) - jnp.log(scale), axis=1)
     prior = -0.5 * jnp.sum(jnp.square(codes), axis=1)

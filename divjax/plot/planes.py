@@ -58,9 +58,9 @@ def particles(
     """
     rows, axis = _in_plane("x", x), axis_of(ax)
     if limits is None:
-        # Equal particles have no range of their own.
         low, high = _ends("x", rows)
-        margin = np.maximum((high - low) / 4, 1e-6 + 1e-3 * np.abs(high))
+        # Equal particles have no range of their own.
+        margin = np.where(high > low, (high - low) / 4, 1e-6 + 1e-3 * np.abs(high))
         (left, bottom), (right, top) = low - margin, high + margin
     else:
         left, right, bottom, top = limits

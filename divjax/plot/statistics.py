@@ -30,7 +30,8 @@ def curves(
 
     Args:
         values: one row a seed; a single curve has no band. A step at which one is not finite is a
-            gap: a mean over the other seeds would hide that this one has failed.
+            gap: a mean over the other seeds would hide that this one has failed. A step between
+            gaps is a dot, with its error.
         steps: where along the axis the values lie, 0, 1, … by default.
         label: of the curve in a legend; the band needs no entry of its own.
         ax: the axis.
@@ -62,11 +63,17 @@ def curves(
     at = np.arange(rows.shape[1]) if steps is None else np.asarray(without_mask(steps))
     mean, axis = rows.mean(axis=0), axis_of(ax)
     (drawn,) = axis.plot(at, mean, label=label, **line)
+    color, error = drawn.get_color(), None
     if len(rows) > 1:
         # Of the mean over seeds, not of a single seed.
         error = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
-        color = drawn.get_color()
         axis.fill_between(at, mean - error, mean + error, color=color, alpha=0.2, linewidth=0)
+    # A line through one step has no length.
+    known = np.pad(np.isfinite(mean), 1)
+    lone = known[1:-1] & ~known[:-2] & ~known[2:]
+    if lone.any():
+        margin = None if error is None else error[lone]
+        axis.errorbar(at[lone], mean[lone], margin, color=color, fmt="o")
     return axis
 
 

@@ -171,7 +171,7 @@ def summarize(dataset: "xarray.Dataset") -> "pandas.DataFrame":
     settings = [name for name in dataset.sizes if name in dataset.finite.dims and name != "seed"]
     num_seeds, columns = dataset.sizes["seed"], {}
     for name in dataset.data_vars:
-        values = dataset[name]
+        values = _in_double(dataset[name])
         if name == "finite" or set(values.dims) - {*settings, "seed"}:
             continue
         columns[name, "mean"] = values.mean("seed", skipna=False)
@@ -224,7 +224,7 @@ def best(dataset: "xarray.Dataset", metric: str, *, maximize: bool = False) -> "
     values = dataset[metric]
     if set(values.dims) != set(dataset.finite.dims):
         raise ValueError(f"metric must be one number a cell; {metric} has axes {values.dims}.")
-    means = values.mean("seed", skipna=False)
+    means = _in_double(values).mean("seed", skipna=False)
     # A setting that failed for one seed is no candidate.
     means = means.where(np.isfinite(means))
     if not means.notnull().any():
@@ -234,6 +234,11 @@ def best(dataset: "xarray.Dataset", metric: str, *, maximize: bool = False) -> "
         return dataset
     place = means.argmax(...) if maximize else means.argmin(...)
     return dataset.isel(place)
+
+
+def _in_double(values: "xarray.DataArray") -> "xarray.DataArray":
+    """In double precision: a mean rounded in single may be as far off as seeds are apart."""
+    return values.astype(np.result_type(values.dtype, np.float64))
 
 
 def _check_seeds(dataset: Any) -> None:

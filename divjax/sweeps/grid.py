@@ -316,7 +316,9 @@ def as_dimensions(grid: Grid) -> tuple[Dimension, ...]:
     dimensions = tuple(
         Dimension(
             name,
-            dict(given.values) if isinstance(given, Zipped) else {name: _values(name, given)},
+            {each: _values(each, held) for each, held in given.values.items()}
+            if isinstance(given, Zipped)
+            else {name: _values(name, given)},
         )
         for name, given in grid.items()
     )
@@ -358,7 +360,7 @@ def _values(name: str, given: Any) -> np.ndarray | Choices:
     if isinstance(given, Zipped):
         raise ValueError(f"{name} must not be zipped within zipped.")
     if isinstance(given, Range):
-        return given.values
+        return _numbers(name, given.values)
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise ValueError(f"{name} must be a sequence of values; got {type(given).__name__}.")
     if not isinstance(given, (np.ndarray, jax.Array)):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -21,7 +22,8 @@ from divjax.sweeps.schedule import Chunk
 __all__ = ["Storage", "describe"]
 
 _DESCRIPTION = "sweep.json"
-_CHUNK = re.compile(r"cells-(\d+)-(\d+)-(\d+)\.nc")
+# The choice, the first cell, that after the last, and a checksum of the file.
+_CHUNK = re.compile(r"cells-(\d+)-(\d+)-\d+(?:-([0-9a-f]{8}))?\.nc")
 # Addresses in a program's text, as of callbacks, differ from process to process.
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 _NUMBERS = (jax.Array, np.ndarray, np.generic, bool, int, float, complex)
@@ -118,10 +120,12 @@ def _behind(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
         yield from _behind(value.__code__, seen)
         yield from _behind([_contents(cell) for cell in value.__closure__ or ()], seen)
         yield from _behind([value.__defaults__, value.__kwdefaults__], seen)
-        # Numbers alone: what other functions refer to may differ from process to process.
+        # Numbers and functions beside it: what is kept in others' modules, or in dictionaries, may
+        # differ from process to process.
         for name in value.__code__.co_names:
             held = value.__globals__.get(name)
-            if isinstance(held, _NUMBERS):
+            own = isinstance(held, FunctionType) and held.__module__ == value.__module__
+            if own or isinstance(held, _NUMBERS):
                 yield from _behind(held, seen)
     elif callable(value) and not isinstance(value, type):
         # A method, or an object that is called.
@@ -145,8 +149,8 @@ class Storage:
     """The files of one sweep in a folder.
 
     Each chunk of finished cells is a NetCDF file, written under another name and renamed, so that a
-    process that is killed leaves whole files. Two processes that run the same sweep in one folder
-    write equal numbers.
+    process that is killed leaves whole files. A checksum in the name shows damage. Two processes
+    that run the same sweep in one folder write equal numbers.
     """
 
     def __init__(self, path: str | Path, description: dict[str, Any]):
@@ -194,12 +198,17 @@ class Storage:
         _replace(
             self.folder / f"cells-{choice}-{start}-{stop}.nc",
             lambda file: dataset.to_netcdf(file, engine="h5netcdf"),
+            checksum=True,
         )
 
     def _read(self, file: Path) -> list[np.ndarray]:
         import xarray
 
         try:
+            # HDF5 by itself reads a number of which a bit has changed.
+            match = _CHUNK.fullmatch(file.name)
+            if match is not None and match[3] not in (None, _checksum(file)):
+                raise ValueError("its checksum is another")
             dataset = xarray.load_dataset(file, engine="h5netcdf")
             return [np.asarray(dataset[f"leaf_{i}"]) for i in range(len(dataset))]
         # An ImportError is passed on: the file is sound, and must not be removed.
@@ -247,9 +256,15 @@ def _check_same(file: Path, description: dict[str, Any]) -> None:
     )
 
 
-def _replace(file: Path, write: Any) -> None:
-    """Write a file whole or not at all."""
+def _replace(file: Path, write: Any, *, checksum: bool = False) -> None:
+    """Write a file whole or not at all, with its checksum in its name if asked for."""
     # In the same folder, since renaming is atomic within a file system alone.
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     write(temporary)
+    if checksum:
+        file = file.with_stem(f"{file.stem}-{_checksum(temporary)}")
     os.replace(temporary, file)
+
+
+def _checksum(file: Path) -> str:
+    return f"{zlib.crc32(file.read_bytes()):08x}"

@@ -1,4 +1,4 @@
-"""Columns of durations, periods, complex numbers and booleans in types that can be compared.
+"""Columns of durations, periods, complex numbers, booleans and lists in types to compare.
 
 The same way in two tables, and said in notes. Text that is numbers or dates is that of
 `divjax.tables.reading`.
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pandas.api import types as dtypes
+from pandas.api.types import is_hashable
 
 __all__ = ["comparable_types"]
 
@@ -19,7 +20,8 @@ def comparable_types(
     """A column of two tables, further columns by the suffixes of their names, and notes.
 
     Durations become seconds, periods the dates that they start at, and complex numbers their real
-    parts, with the imaginary ones as a column of their own. The texts true and false become
+    parts, with the imaginary ones as a column of their own. Lists, arrays and dictionaries become
+    text. The texts true and false become
     booleans where the other table has these, or another spelling, or zeros and ones alone.
 
     Args:
@@ -28,6 +30,10 @@ def comparable_types(
         names: of the tables, in notes.
     """
     pair, companions, notes = [x.infer_objects(), y.infer_objects()], {}, []
+    # What cannot be hashed cannot be counted.
+    if any(part.dtype == object and not part.map(is_hashable).all() for part in pair):
+        notes.append("lists or the like, compared by how they are written")
+        pair = [part.astype(object).map(str, na_action="ignore") for part in pair]
     if any(map(dtypes.is_timedelta64_dtype, pair)):
         notes.append("durations, compared in seconds")
         pair = [

@@ -21,7 +21,7 @@ from divjax.tables import report
 from divjax.tables.classifier import Halves, score_halves, tree_features
 from divjax.tables.column_tests import column_table
 from divjax.tables.copies import copied_groups
-from divjax.tables.encoding import Encoded, encode
+from divjax.tables.encoding import Encoded, encode, named_by_text
 from divjax.tables.lattices import lattices, own_levels
 from divjax.tables.outlying_cells import far_cells, suspected_gaps
 from divjax.tables.roles import (
@@ -383,7 +383,7 @@ def _as_frames(real: Any, synthetic: Any, names: tuple[str, str]) -> tuple[Any, 
                 f"{argument} must be a pandas DataFrame; got {type(table).__name__}: convert it by "
                 "pandas.DataFrame(rows, columns=names)."
             )
-        frames.append(table.rename(columns=str).reset_index(drop=True))
+        frames.append(named_by_text(table).reset_index(drop=True))
     for name, table in zip(names, frames, strict=True):
         if not table.columns.is_unique:
             twice = sorted(set(table.columns[table.columns.duplicated()]))

@@ -56,7 +56,7 @@ from divjax.tables.values import (
     precision_note,
 )
 
-__all__ = ["Encoded", "encode"]
+__all__ = ["Encoded", "encode", "named_by_text"]
 
 OTHER = "(other)"
 
@@ -174,11 +174,17 @@ def encode(
         raise ValueError("no column is left to compare: " + "; ".join(notes) + ".")
     pooled = np.concatenate(blocks, axis=1)
     encoded = pooled[: len(x)], pooled[len(x) :]
-    compared: list[Any] = [table.rename(columns=str)[list(groups)] for table in (read.x, read.y)]
+    compared: list[Any] = [named_by_text(table)[list(groups)] for table in (read.x, read.y)]
     notes += repetition_notes(rows, names)
     return Encoded(
         *encoded, tuple(columns), groups, tuple(notes), left_out, (compared[0], compared[1]), rows
     )
+
+
+def named_by_text(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with columns named by text; of columns with several levels, by all of them."""
+    # `rename` would take each level by itself.
+    return table.set_axis(list(map(str, table.columns)), axis="columns")
 
 
 def _encode_column(

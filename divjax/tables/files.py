@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Read a csv file with a header.
 
     Fields are separated by commas, semicolons, tabs or bars, whichever separates the lines most
-    consistently. The encoding is UTF-8, UTF-16 with its mark, or else Latin-1. `?` and the usual
-    words are missing values. Columns whose values are all numbers are numbers; digits that are
-    codes, and everything else, are text: `read_alike` reads it. A first column without a name that
-    counts the rows is left out.
+    consistently. The encoding is UTF-8, UTF-16 with its mark, or else Windows-1252: Latin-1 with €
+    and quotation marks. `?` and the usual words are missing values. Columns whose values are all
+    numbers are numbers; digits that are codes, and everything else, are text: `read_alike` reads
+    it. A first column without a name that counts the rows is left out.
 
     Args:
         path: of the file.
@@ -35,8 +36,8 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, tuple[str, ...]]:
         fields: beside semicolons, commas in numbers are more often decimal ones.
 
     Raises:
-        ValueError: if the file is empty, a line has more fields than the header, or the header has
-            a name twice.
+        ValueError: if the file is empty or no text, a line has more fields than the header, or the
+            header has a name twice.
         OSError: if the file cannot be read.
     """
     name, content = Path(path).name, Path(path).read_bytes()
@@ -65,14 +66,25 @@ def _decode(name: str, content: bytes) -> tuple[str, list[str]]:
     # Spreadsheets write a mark of the encoding first.
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16"), [f"{name}: read as UTF-16"]
-    try:
-        return content.decode("utf-8-sig"), []
-    except UnicodeDecodeError:
-        return content.decode("latin-1"), [f"{name}: not UTF-8, read as Latin-1"]
+    # A workbook or an archive would be a table of its bytes.
+    if b"\0" in content or content.startswith(b"\x1f\x8b"):
+        raise ValueError(
+            f"{name} must be text with a header and rows; it is binary, or UTF-16 without its mark."
+        )
+    # Windows writes € and quotation marks by bytes that Latin-1 has no letters for.
+    windows = [f"{name}: not UTF-8, read as Windows-1252"]
+    for encoding, notes in (("utf-8-sig", []), ("cp1252", windows)):
+        try:
+            return content.decode(encoding), notes
+        except UnicodeDecodeError:
+            continue
+    return content.decode("latin-1"), [f"{name}: not UTF-8, read as Latin-1"]
 
 
-def _rows(text: str, delimiter: str) -> Any:
-    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+def _rows(text: str, delimiter: str) -> Iterator[list[str]]:
+    """The fields of each line, without blank lines, which pandas passes over too."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    return (row for row in rows if len(row) > 1 or "".join(row).strip())
 
 
 def _find_delimiter(text: str) -> str:
@@ -82,10 +94,10 @@ def _find_delimiter(text: str) -> str:
 
     def quality(delimiter: str) -> tuple[float, int]:
         try:
-            lengths = [len(row) for row in _rows(start, delimiter) if row]
+            lengths = list(map(len, _rows(start, delimiter)))
         except csv.Error:
             return 0.0, 0
-        if lengths[0] < 2:
+        if not lengths or lengths[0] < 2:
             return 0.0, 0
         return sum(length == lengths[0] for length in lengths) / len(lengths), lengths[0]
 

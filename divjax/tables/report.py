@@ -304,9 +304,8 @@ def _draw_numbers(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
         if len(column):
             # Shares and not counts, as the tables may have different numbers of rows.
             weights = np.full(len(column), 1 / len(column))
-            axis.hist(
-                np.clip(column, low, bins[-1]), bins, weights=weights, histtype="step", label=name
-            )
+            clipped, label = np.clip(column, low, bins[-1]), _shortened(name, 40)
+            axis.hist(clipped, bins, weights=weights, histtype="step", label=label)
     axis.set_ylabel("share of rows", fontsize=8)
 
 
@@ -377,7 +376,8 @@ def _draw_levels(axis: Any, pair: list[Any], names: tuple[str, str]) -> None:
     order = shares[0].add(shares[1], fill_value=0).sort_values(ascending=False).index[:8]
     places = np.arange(len(order))
     for shift, share, name in zip((-0.2, 0.2), shares, names, strict=True):
-        axis.barh(places + shift, share.reindex(order, fill_value=0), height=0.4, label=name)
+        widths, label = share.reindex(order, fill_value=0), _shortened(name, 40)
+        axis.barh(places + shift, widths, height=0.4, label=label)
     axis.set_yticks(places, [_shortened(str(level), 14) for level in order], fontsize=8)
     # Places count upwards, and the most frequent level is the first.
     axis.invert_yaxis()
@@ -418,9 +418,8 @@ def _draw_scores(comparison: "TableComparison") -> str:
     with plot.style():
         figure, axis = plt.subplots(figsize=(8, 3))
         for scores, name in zip(comparison.scores, comparison.names, strict=True):
-            axis.hist(
-                np.clip(scores, *bins[[0, -1]]), bins, density=True, histtype="step", label=name
-            )
+            clipped, label = np.clip(scores, *bins[[0, -1]]), _shortened(name, 40)
+            axis.hist(clipped, bins, density=True, histtype="step", label=label)
         axis.set(xlabel="log ratio of a row", yticks=[])
         axis.legend()
         return _image(figure)

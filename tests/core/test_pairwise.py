@@ -81,6 +81,17 @@ def test_the_median_is_zero_where_half_the_pairs_coincide():
     assert jit_median(x, jnp.float32(1.0), tolerance=1e-3) == 0
 
 
+@pytest.mark.parametrize("n", [20, 200])
+def test_the_centre_of_rows_that_count_in_strict_mode(n):
+    x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)
+    used = np.arange(n) % 3 > 0
+    x[~used] = 1e9
+    with jax.numpy_dtype_promotion("strict"):
+        center = pairwise.common_center(jnp.asarray(x), jnp.asarray(used))
+    low, high = np.quantile(x[used], [0.25, 0.75], axis=0)
+    assert ((low < center) & (center < high)).all()
+
+
 def test_the_median_stops_on_values_that_are_not_finite():
     x = jnp.array([[0.0], [jnp.nan], [1.0]])
     assert not jit_median(x, jnp.float32(1.0), tolerance=1e-3) > 0

@@ -42,6 +42,20 @@ def test_one_encoder_for_all_rows():
     assert abs(float(found.dimension_wise_kl) - kl) < 3 * terms / np.sqrt(1000)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e-6, 1e-20])
+def test_narrow_encoders_far_apart(scale):
+    """Each code identifies its row, in each feature: the information is log n, d times in parts."""
+    n, d = 64, 2
+    mean = 100.0 * np.random.default_rng(0).permutation(d * n).reshape(n, d)
+    found = information.total_correlation_decomposition(
+        jax.random.key(0), mean, np.full((n, d), scale)
+    )
+    np.testing.assert_allclose(found.mutual_information, np.log(n), atol=1e-4)
+    np.testing.assert_allclose(found.total_correlation, (d - 1) * np.log(n), atol=1e-4)
+    kl = np.mean(np.sum(scale**2 + mean**2 - 1 - 2 * np.log(scale), axis=1)) / 2
+    np.testing.assert_allclose(found.dimension_wise_kl, kl - d * np.log(n), rtol=1e-4)
+
+
 def test_inputs():
     with pytest.raises(ValueError, match="scale must have shape"):
         information.total_correlation_decomposition(

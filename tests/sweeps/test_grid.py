@@ -114,6 +114,24 @@ def test_grids_are_refused(grid, message):
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        sweeps.log_uniform(1e-60, 1e-50, 3),  # zero
+        sweeps.uniform(1e39, 2e39, 3),  # infinity
+        sweeps.uniform(1.0, 1.0000001, 5),  # two numbers
+        np.linspace(1.0, 1.0000001, 5),
+    ],
+)
+def test_ranges_beyond_single_precision_are_refused(given):
+    made = [lambda: {"e": given}, lambda: {"setting": sweeps.zipped(e=given)}]
+    if not isinstance(given, np.ndarray):
+        made.append(lambda: {"setting": sweeps.sobol(4, e=given)})
+    for grid in made:
+        with pytest.raises(ValueError, match="e must hold numbers that JAX's float32 holds and"):
+            as_dimensions(grid())
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: sweeps.uniform(1.0, 1.0), "low < high"),

@@ -131,7 +131,18 @@ def by_a_global(data):
     return lambda key, scale: jax.pure_callback(total, jax.ShapeDtypeStruct((), "float32"), scale)
 
 
-@pytest.mark.parametrize("of", [directly, in_a_program_of_its_own, on_the_host, by_a_global])
+def by_a_function_beside_it(data):
+    global summed_beside
+    constant = float(data[0])
+    summed_beside = {0.0: lambda scale: scale * 3, 1.0: lambda scale: scale * 6}[constant]
+    total = lambda scale: np.asarray(summed_beside(scale), np.float32)
+    return lambda key, scale: jax.pure_callback(total, jax.ShapeDtypeStruct((), "float32"), scale)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [directly, in_a_program_of_its_own, on_the_host, by_a_global, by_a_function_beside_it],
+)
 def test_other_data_in_a_function_is_refused(tmp_path, of):
     quiet(tmp_path, of(jnp.arange(3.0)), {"scale": [1.0]})
     quiet(tmp_path, of(jnp.arange(3.0)), {"scale": [1.0]})
@@ -170,6 +181,21 @@ def test_damaged_files_are_named(tmp_path, content):
     with pytest.raises(ValueError, match=rf"{file.name} cannot be read. Remove it"):
         quiet(tmp_path)
     file.unlink()
+    xarray.testing.assert_identical(quiet(tmp_path), quiet())
+
+
+def test_a_changed_bit_is_found_wherever_it_is(tmp_path):
+    """In the numbers HDF5 itself would read another one."""
+    quiet(tmp_path)
+    file = min(tmp_path.glob("cells-*.nc"))
+    content = file.read_bytes()
+    first = quiet()["x"].isel(scale=0, method=0, shift=0, seed=0)
+    numbers = content.index(first.values.tobytes())
+    for place in (0, numbers, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=rf"{file.name} cannot be read. Remove it"):
+            quiet(tmp_path)
+    file.write_bytes(content)
     xarray.testing.assert_identical(quiet(tmp_path), quiet())
 
 

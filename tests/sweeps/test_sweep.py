@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray
 from jaxtyping import Array, Float
 
 from divjax import fdiv, flows, kernels, ot, pytree, sweep, sweeps
@@ -397,6 +398,17 @@ class TestSummaries:
         assert row["value", "std_error"] == pytest.approx(draws.std(ddof=1) / 2, rel=1e-5)
         assert row["finite", "share"] == 1.0
         assert len(table) == 4
+
+    def test_means_of_close_numbers_are_in_double_precision(self):
+        values = 1e8 + 8 * np.random.default_rng(0).integers(0, 2, (2, 50))
+        data = {"value": (("x", "seed"), values.astype(np.float32))}
+        result = xarray.Dataset({**data, "finite": (("x", "seed"), np.ones((2, 50), bool))})
+        table = sweeps.summarize(result)["value"]
+        np.testing.assert_array_equal(table["mean"], values.mean(1))
+        error = values.std(1, ddof=1) / 50**0.5
+        np.testing.assert_allclose(table["std_error"], error, rtol=1e-6)
+        chosen = sweeps.best(result.assign_coords(x=[0, 1]), "value")
+        assert int(chosen.x) == values.mean(1).argmin()
 
     def test_one_seed_has_no_standard_error_and_nan_stays(self):
         table = sweeps.summarize(quiet(noisy, self.grid, num_seeds=1))

@@ -31,6 +31,16 @@ def test_durations_periods_and_complex_numbers_are_compared(values, same, step, 
     assert f"x: {note}" in encoded.notes
 
 
+@pytest.mark.parametrize("of", [lambda k: [k, 1], lambda k: {"k": k}, lambda k: np.array([k])])
+def test_lists_and_the_like_are_compared_by_how_they_are_written(of):
+    rows = [of(k % 2) for k in range(40)]
+    encoded = tables.encode(frame(x=rows), frame(x=[*rows[:20], *[None] * 20]))
+    assert encoded.columns == (f"x={of(0)}", f"x={of(1)}", "x=(missing)")[-2:]
+    np.testing.assert_array_equal(encoded.x[:, 0], [k % 2 for k in range(40)])
+    assert encoded.y[:, 1].sum() == 20
+    assert "x: lists or the like, compared by how they are written" in encoded.notes
+
+
 def test_imaginary_parts_are_a_column():
     encoded = tables.encode(frame(x=[1 + 2j, 3 - 4j]), frame(x=[1, 2]))
     np.testing.assert_array_equal(encoded.x, [[-0.5, 2], [1.5, -4]])  # the medians are 1.5 and 0

@@ -1,5 +1,6 @@
 """The command on files: delimiters, encodings, messages and exit codes."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -76,6 +77,43 @@ def test_what_cannot_be_used_is_named_with_exit_code_2(files, capsys, arguments,
     assert message in capsys.readouterr().err
 
 
+def test_what_would_fail_or_do_harm_at_the_end_is_refused_at_once(
+    files, tmp_path, capsys, monkeypatch
+):
+    # Nothing is computed: a table of one column would be refused for its lack of rows.
+    for name in ("one.csv", "two.csv"):
+        (tmp_path / name).write_text("a\n1\n")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "one.csv")
+    for options, message in (
+        (["--csv", tmp_path], "is a folder, not a file"),
+        (["--csv", tmp_path / "one.csv"], "would be replaced"),
+        (["--json", tmp_path / "link.csv"], "would be replaced"),
+        (["--csv", tmp_path / "r", "--html", tmp_path / "." / "r"], "must name different files"),
+    ):
+        assert run(tmp_path, "one.csv", "two.csv", *options) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "one.csv").read_text() == "a\n1\n"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)
+        assert run(tmp_path, "one.csv", "two.csv", "--csv", tmp_path / "r") == 2
+        assert "may not be written" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib.pyplot", None)
+        assert run(tmp_path, "one.csv", "two.csv", "--html", tmp_path / "r") == 2
+        assert "matplotlib" in capsys.readouterr().err
+
+
+def test_numbers_are_shown_though_figures_fail(files, tmp_path, capsys, monkeypatch):
+    def fail(comparison):
+        raise ValueError("no figure")
+
+    monkeypatch.setattr("divjax.tables.report.to_html", fail)
+    assert run(files, "a.csv", "b.csv", "--html", tmp_path / "r.html") == 2
+    shown = capsys.readouterr()
+    assert shown.out.startswith("No difference found")
+    assert "no figure" in shown.err
+
+
 def test_a_folder_or_an_empty_file_is_no_table(files, tmp_path, capsys):
     (tmp_path / "empty.csv").touch()
     assert main(["compare", str(files), str(files / "a.csv")]) == 2
@@ -140,7 +178,7 @@ def test_decimal_commas_are_left_to_the_reader(tmp_path):
     [
         ("utf-8", None),
         ("utf-8-sig", None),
-        ("latin-1", "t.csv: not UTF-8, read as Latin-1"),
+        ("latin-1", "t.csv: not UTF-8, read as Windows-1252"),
         ("utf-16", "t.csv: read as UTF-16"),
     ],
 )
@@ -151,6 +189,42 @@ def test_encodings_are_found(tmp_path, encoding, note):
     assert list(table) == ["größe", "ort"]
     assert table["ort"][0] == "Köln"
     assert notes == (() if note is None else (note,))
+
+
+def test_what_windows_writes_is_the_same_text_as_utf_8(tmp_path):
+    tables = []
+    for encoding in ("cp1252", "utf-8"):
+        path = tmp_path / f"{encoding}.csv"
+        path.write_text("preis,ort\n€ 5,“Köln”\n€ 6,“Bonn”\n", encoding=encoding)
+        tables.append(read_table(path)[0])
+    pd.testing.assert_frame_equal(*tables)
+    # A byte without a letter there.
+    (tmp_path / "t.csv").write_bytes(b"a\n\x81\xe4\n")
+    table, notes = read_table(tmp_path / "t.csv")
+    assert table["a"][0] == "\x81ä"
+    assert notes == ("t.csv: not UTF-8, read as Latin-1",)
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "  \n", "\r\n"])
+def test_blank_lines_before_the_header_are_passed_over(tmp_path, blank):
+    path = tmp_path / "t.csv"
+    path.write_bytes(f"{blank}a;b\n1;2\n".encode())
+    assert read_table(path)[0].to_dict("list") == {"a": [1], "b": [2]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gzip.compress(b"a,b\n1,2\n", mtime=0),
+        b"PK\x03\x04\n\x00\x00",  # a workbook begins so
+        "a,b\n1,2\n".encode("utf-16-le"),
+    ],
+)
+def test_files_that_are_no_text_are_refused(tmp_path, content):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"t\.csv must be text with a header and rows; it is bin"):
+        read_table(path)
 
 
 @pytest.mark.parametrize("start", [0, 1])

@@ -161,6 +161,19 @@ def test_common_columns_are_compared_and_the_others_named():
         tables.encode(p[["only_p"]], q)
 
 
+def test_columns_with_several_levels_are_named_by_all_of_them():
+    columns = pd.MultiIndex.from_tuples([("size", "cm"), ("size", "inch")])
+    rows = np.random.default_rng(0).normal(size=(2, 40, 2))
+    pair = [pd.DataFrame(part, columns=columns) for part in rows]
+    encoded = tables.encode(*pair)
+    assert encoded.columns == ("('size', 'cm')", "('size', 'inch')")
+    np.testing.assert_allclose(encoded.x[:, 1], rows[0, :, 1] - np.median(rows[:, :, 1]))
+    assert list(encoded.tables[0]) == list(encoded.columns)
+    # In `compare_tables` they may be left out by these names.
+    found = tables.compare_tables(*(table.head(5) for table in pair), drop=["('size', 'cm')"])
+    assert found.columns["column"].tolist() == ["('size', 'inch')"]
+
+
 def test_numbers_against_text_are_categories():
     p, q = frame(x=repeated([1.0, 2.0], 3)), frame(x=repeated(["1", "two"], 3))
     encoded = tables.encode(p, q)

@@ -173,9 +173,11 @@ def two_nn(
     Returns:
         An `Estimate` with `DimensionDiagnostics`. The standard error is that of a mean of the
         line's influence function over rows, with the correlations of neighbouring rows; the
-        interval does not cover the bias. Rows that coincide with a neighbour are left out. If they
-        exceed one in a hundred, or a single ratio is kept, the standard error and the interval are
-        NaN. The value is NaN if a row with weight is not finite, or all rows coincide.
+        interval does not cover the bias, and is too narrow for few rows: at a level of 95 % it
+        holds the dimension of Gaussians in 80, 86, 91 and 92 % of cases with 10, 20, 50 and 100
+        rows. Rows that coincide with a neighbour are left out. If they exceed one in a hundred, or
+        a single ratio is kept, the standard error and the interval are NaN. The value is NaN if a
+        row with weight is not finite, or all rows coincide.
 
     Raises:
         ValueError: if x is not a matrix of at least three rows, weights do not fit, or `discard` is
