@@ -1,12 +1,13 @@
 """How generated features compare with real ones: the Fréchet distance, precision and recall."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from divjax.core.checks import check_full_precision
 from divjax.core.numerics import at_least_single, in_units_of, matmul, nan_unless
@@ -14,6 +15,7 @@ from divjax.core.pairwise import (
     about_common_center,
     common_center,
     map_row_blocks,
+    near_distance,
     resolved_distances,
 )
 from divjax.core.samples import Numbers, centered_samples
@@ -145,8 +147,9 @@ def precision_recall(
         k: the rank of the neighbour that a ball reaches, static, 1 ≤ k ≤ min(n, m) − 1.
 
     Returns:
-        A `PrecisionRecall`, NaN throughout for a row that is not finite. Points at the distance of
-        a ball's radius are within it, so that duplicates count.
+        A `PrecisionRecall`, NaN throughout for a row that is not finite, or if distances differ by
+        more than squares in the dtype can hold, a factor of 10³⁰ in single precision. Points at the
+        distance of a ball's radius are within it, so that duplicates count.
 
     Raises:
         ValueError: if a sample is empty or not a matrix, the numbers of features differ, or k is
@@ -177,7 +180,7 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
     """`precision_recall` after its checks."""
     dtype, work = x.dtype, at_least_single(x.dtype)
     # Counts have no derivative.
-    x, y = _in_typical_unit(*jax.lax.stop_gradient((x.astype(work), y.astype(work))))
+    x, y, known = _in_range_of_squares(*jax.lax.stop_gradient((x.astype(work), y.astype(work))))
     # The nearest point of all is the row itself: the k-th neighbour is number k + 1. Points at the
     # radius are within a ball, however their distance is rounded.
     slack = 1 + _ROUNDING_ULPS * float(jnp.finfo(work).eps)
@@ -200,23 +203,38 @@ def _precision_recall(x: Float[Array, "n d"], y: Float[Array, "m d"], *, k: int)
         jnp.mean(balls) / k,
         jnp.mean(nearest <= radius_x, dtype=work),
     )
-    # Comparisons with NaN are false, and would count as points outside of all balls.
-    finite = jnp.isfinite(x).all() & jnp.isfinite(y).all()
-    return PrecisionRecall(*(nan_unless(finite, share).astype(dtype) for share in shares))
+    return PrecisionRecall(*(nan_unless(known, share).astype(dtype) for share in shares))
 
 
-def _in_typical_unit(
+def _in_range_of_squares(
     x: Float[Array, "n d"], y: Float[Array, "m d"]
-) -> tuple[Float[Array, "n d"], Float[Array, "m d"]]:
-    """Both samples in units of their rows' median deviation, so that squares do not underflow.
+) -> tuple[Float[Array, "n d"], Float[Array, "m d"], Bool[Array, ""]]:
+    """Both samples in a unit in which squared distances neither over- nor underflow, if there is.
 
-    Not of the largest: one row far away would make those of the others underflow.
+    In single precision distances may then differ by a factor of 10³⁶. If rows near each other are
+    nearer than that allows, the unit is theirs, and rows far away are infinitely far. For a single
+    one that is right, as it is equally far from all others up to rounding. The last output is
+    whether the distances are right.
     """
     rows = jnp.concatenate([x, y])
-    sizes = jnp.max(jnp.abs(rows - common_center(rows)), axis=1)
-    typical = jnp.median(sizes)
-    size = jnp.where(typical > 0, typical, jnp.max(sizes))
-    return in_units_of(size, x)[0], in_units_of(size, y)[0]
+    center, limits = common_center(rows), jnp.finfo(rows.dtype)
+    # Halves, as a difference may exceed the range.
+    sizes = jnp.max(jnp.abs(rows / 2 - center / 2), axis=1)
+    size, near = jnp.max(sizes), near_distance(rows)
+    # Differences are below 8 in units of `size`, and squares are sums of d of theirs.
+    exponent = (limits.maxexp - 8 - math.ceil(math.log2(rows.shape[1]))) // 2
+    # Some rows are nearer to each other than the typical ones: by the dtype's digits at most.
+    most = exponent - limits.minexp // 2 - limits.nmant
+    lost = jnp.isfinite(near) & (jnp.frexp(size)[1] - jnp.frexp(near)[1] > most)
+    unit, factor = jnp.where(lost, near, size), jnp.where(lost, 1, 2.0**exponent)
+    # A feature far from zero would overflow in the unit. There the difference is exact.
+    origin = jnp.where(jnp.abs(center) / 8 > size, center, 0)
+    largest = 2.0 ** (limits.maxexp - 2)
+    scaled = lambda part: jnp.clip(in_units_of(unit, part)[0] * factor, -largest, largest)
+    num_far = jnp.sum(scaled(sizes) > 2.0**exponent)
+    # Comparisons with NaN are false, and would count as points outside of all balls.
+    finite = jnp.isfinite(rows).all()
+    return scaled(x - origin), scaled(y - origin), finite & ~(lost & (num_far > 1))
 
 
 def _reduced_distances(

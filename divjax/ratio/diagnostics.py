@@ -75,8 +75,9 @@ class Diagnostics:
         ties: exact duplicates.
         too_simple: whether held-out rows show an underfitted log ratio, by more than three standard
             errors: random cosines fitted to the residuals of other folds lower the cross-entropy,
-            or the residuals of neighbours agree. The estimate is then too low, for Jensen–Shannon
-            by the gain at least.
+            or the residuals of neighbours agree, by more than three quarters of the generalization
+            gap, which the error of estimation explains. The estimate is then too low, for
+            Jensen–Shannon by the gain at least.
         finite: whether every log ratio is finite.
     """
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from divjax.core import linalg
 from divjax.core.numerics import matmul
@@ -38,10 +38,9 @@ class Misfit(NamedTuple):
     gain: Float[Array, ""]
     std_error: Float[Array, ""]
 
-    @property
-    def significant(self) -> Array:
-        """Whether the gain exceeds three standard errors."""
-        return self.gain > 3 * self.std_error
+    def exceeds(self, excess: ArrayLike) -> Array:
+        """Whether the gain is above a known excess by more than three standard errors."""
+        return self.gain - excess > 3 * self.std_error
 
 
 class _Scored(NamedTuple):
@@ -81,7 +80,8 @@ def misfit(
 
     The residual of a row, its label minus the classifier's probability, has mean zero given the
     features if the log ratio is right. One probe fits smooth functions to the residuals, the other
-    tests whether those of neighbours agree.
+    tests whether those of neighbours agree. Either sees the error of estimation as well, which the
+    heads that contain log p/q have: compare the gain with that excess by `Misfit.exceeds`.
 
     Args:
         features: standardised features of both samples.

@@ -102,10 +102,10 @@ def _estimate(
         )
     ]
     variance = _variance_of_sum(terms, fit.groups)
-    # The excess cross-entropy ε is a share of the gap, or the gain of a probe if that is larger. It
+    # The excess cross-entropy ε is that of estimation, or the gain of a probe if that is larger. It
     # changes the divergence by 4h(1)·ε, and u = 0 is the ratio 1.
     gap = jnp.maximum(diagnostics.generalization_gap, 0)
-    missed = jnp.where(fit.misfit.significant, fit.misfit.gain, 0)
+    missed = jnp.where(diagnostics.too_simple, fit.misfit.gain, 0)
     # Of samples that the scores separate no row tells how large the log ratios are at most: all of
     # their cross-entropy may be excess.
     missed = jnp.where(_are_separated(fixed, weights), diagnostics.cross_entropy, missed)
@@ -237,15 +237,17 @@ def diagnose(fit: OutOfFoldScores) -> Diagnostics:
     # Padding counts as log ratios of zero, which are finite and never the largest.
     rows = jnp.where(weights_p > 0, u_p, 0), jnp.where(weights_q > 0, u_q, 0)
     num_q = jnp.sum(weights_q > 0).astype(u_q.dtype)
+    gap = jnp.mean(fit.test - fit.train)
     return Diagnostics(
         mean_ratio=jnp.sum(ratio) * jnp.exp(largest),
         effective_sample_size=effective_sample_size(ratio),
         cross_entropy=cross_entropy(*rows, weights_p, weights_q),
-        generalization_gap=jnp.mean(fit.test - fit.train),
+        generalization_gap=gap,
         max_log_ratio=jnp.max(jnp.abs(jnp.concatenate(rows))),
         beyond_log_n=weighted_mean(u_p, weights_p) > jnp.log(num_q),
         ties=fit.ties,
-        too_simple=fit.misfit.significant,
+        # Probes see the error of estimation too, which is in every fit and counted by the gap.
+        too_simple=fit.misfit.exceeds(EXCESS_SHARE * jnp.maximum(gap, 0)),
         finite=jnp.isfinite(jnp.concatenate(rows)).all(),
     )
 

@@ -29,6 +29,32 @@ def test_precision_and_recall_of_far_clusters(d, apart):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("near", [0.0, 1e-24, 1e-4])
+@pytest.mark.parametrize("most", [0.6, 0.3])
+def test_precision_and_recall_of_a_tight_cluster(near, most):
+    """Most rows, or fewer, 10²⁴ times nearer to each other than the rest, or in one place."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(2, 50, 3))
+    for rows in (x, y):
+        rows[: int(most * 50)] *= near
+    x, y = (1e8 * rows.astype(np.float32) for rows in (x, y))
+    expected = exact_precision_recall(np.float64(x), np.float64(y), 3)
+    for unit in (1e-18, 1.0, 1e20):
+        scaled = (jnp.asarray(rows * np.float32(unit)) for rows in (x, y))
+        np.testing.assert_allclose(discrepancy.precision_recall(*scaled), expected, atol=1e-6)
+
+
+def test_precision_and_recall_beyond_the_range():
+    """One far row is as far from all others; of several the order is lost, and flagged."""
+    x, y = 1e-6 * np.random.default_rng(4).normal(size=(2, 50, 3)).astype(np.float32)
+    x[0] = 2e38
+    found = discrepancy.precision_recall(jnp.asarray(x), jnp.asarray(y))
+    expected = exact_precision_recall(np.float64(x), np.float64(y), 3)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    x[1] = -1e37
+    assert np.isnan(discrepancy.precision_recall(jnp.asarray(x), jnp.asarray(y))).all()
+
+
 def test_a_zero_weight_has_a_derivative_of_its_own():
     x = np.random.default_rng(1).normal(size=(6, 2))
     x[5] = 3

@@ -321,7 +321,7 @@ def test_vmap_over_leaves_and_folds_equals_a_loop(name):
             for factor in (0.8, 1.3)
         ]
         stack = lambda trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-        z = folds[0].x  # pyright: ignore[reportAttributeAccessIssue]
+        z = folds[0].train.x
         swept, _ = jax.vmap(fit_and_evaluate, (0, None, 0, None))(
             stack(heads), KEY, stack(folds), z
         )
