@@ -54,9 +54,11 @@ def knn_renyi(
 
     For α > 1 the few rows at which p is largest relative to q count most: the power has a variance
     only for k > 2 |α − 1| and ∫ p^(2α − 1) q^(2 − 2α) < ∞. The bias grows with the dimension and k,
-    towards zero for α > 1: between Gaussians of 400 rows it is less than the standard error in one
-    and two dimensions and about as large in three. There 90 % intervals cover .99 of the time for
-    α = .5, .79 for 1.5 and .68 for 2; in one and two dimensions .87 at least.
+    towards zero for α > 1. Between Gaussians of 400 rows it is at most about a standard error in
+    one and two dimensions. In three it is −.15 of .56 for α = 1.5 and −.24 of .75 for 2, twice the
+    estimates' standard deviation and more, of which the extrapolation sees half: 90 % intervals
+    cover .99 of the time for α = .5, .79 for 1.5 and .68 for 2, and in one and two dimensions .87
+    at least.
 
     Time and memory as for `knn_kl`. Differentiable in x, y and α if neighbours are distinct, but in
     one dimension in α alone.

@@ -114,12 +114,15 @@ def mutual_information(
         side to which it points the interval is longer by that. If a variable has several features,
         the interval reaches up to that of I(|x|; |y|) at least, the information between distances
         from the centres, which cannot be more than I(x; y) and is estimated in two dimensions.
+        The reference's correction is an expectation over normal rows. If each row's own log density
+        has it smaller, the interval reaches down by that difference as well, and up by its size,
+        the larger of this and the extrapolated bias.
         Over fourteen tasks with values from .18 to 1.7 nats, strong dependence in ten dimensions,
-        Student's t and narrow bands among them, 90 % intervals cover 97 % of the time on average,
-        and 75 % on the worst, a narrow band. They are no guarantee: dependence of a scale that no
-        neighbourhood resolves, and that neither correlations nor distances show, is missed, and
-        with many rows of strongly dependent normal variables the reference corrects .01 to .02 too
-        much. Rows must be independent.
+        Student's t and narrow bands among them, 90 % intervals cover 99 % of the time on average,
+        and 90 % on the worst; for a uniform variable with uniform noise of .3, which is not among
+        them, 85 % with 1000 rows. They are no guarantee: dependence of a scale that no
+        neighbourhood resolves, and that neither correlations nor distances show, is missed. Rows
+        must be independent.
 
         The extension goes no further than zero below. The interval reaches up to that of the
         reference's own information, of which neighbours in many features see little. It has no

@@ -77,6 +77,7 @@ class _Terms(NamedTuple):
         own: each row's term.
         shared: what each row adds to the mean by a quantity on which all terms depend.
         correction: what the reference adds to the mean.
+        misfit: of the reference, as of `SmoothingLoss`; zero without one.
         resolved: as of `DependenceDiagnostics`.
         reference: the reference's information, −∞ without one.
     """
@@ -84,6 +85,7 @@ class _Terms(NamedTuple):
     own: Float[Array, " n"]
     shared: Float[Array, " n"]
     correction: Float[Array, ""]
+    misfit: Float[Array, ""]
     resolved: Bool[Array, ""]
     reference: Float[Array, ""]
 
@@ -143,7 +145,7 @@ def _plain_terms(own: Float[Array, " n"], excess: list[Float[Array, " n"]]) -> _
     """Terms without a reference; `excess` are ψ(n_g + 1) − ψ(k) of the groups with sign one."""
     resolved = jnp.mean(jnp.stack(excess)) > _DETERMINED
     zero = jnp.zeros((), own.dtype)
-    return _Terms(own, jnp.zeros_like(own), zero, resolved, zero - jnp.inf)
+    return _Terms(own, jnp.zeros_like(own), zero, zero, resolved, zero - jnp.inf)
 
 
 # The terms of a sum of entropies for a number of neighbours.
@@ -188,6 +190,7 @@ def _estimate(
         value,
         std_error,
         bias,
+        terms.misfit,
         of_distances,
         terms.reference,
         confidence_level,
@@ -360,6 +363,7 @@ class KSG:
             terms + loss.values,
             loss.influence,
             jnp.mean(loss.values),
+            loss.misfit,
             plain.resolved & loss.resolved,
             loss.information,
         )

@@ -187,6 +187,21 @@ def _one_pair(x: jax.Array, y: jax.Array) -> list[dict]:
     ]
 
 
+def screening(n: int, count: int) -> list[dict]:
+    """The information of each of many features about a target, by the same estimate."""
+    z = np.random.default_rng(0).normal(size=(n, count))
+    target = z[:, :1] + z[:, 1:2] ** 2 + np.random.default_rng(1).normal(size=(n, 1))
+    x, y = jnp.asarray(z, jnp.float32), jnp.asarray(target, jnp.float32)
+    method = information.KSG()
+    of_features = lambda: information.mutual_information_screening(x, y, method=method).value
+    by_scikit_learn = lambda: mutual_info_regression(z, target[:, 0], n_neighbors=3)
+    # Scikit-learn's are not negative.
+    apart = float(np.abs(np.maximum(of_features(), 0) - by_scikit_learn()).max())
+    ours, theirs = seconds(of_features, repeats=3), _in_python(by_scikit_learn, 1)
+    row = _row("mutual_information_screening", ours, "scikit-learn", theirs, n=n, features=count)
+    return [row | {"largest difference": apart}]
+
+
 def many_problems(count: int, n: int) -> list[dict]:
     """Many small MMDs, one after the other within one program."""
     x, y = jax.random.normal(jax.random.key(0), (2, count, n, 4))
@@ -226,5 +241,7 @@ def tables(quick: bool) -> Iterator[Table]:
         yield "Nearest neighbours in many dimensions", lambda: neighbors((10_000,), (16, 64))
     of_pairs = 200 if quick else 10_000
     yield "Mutual information", lambda: mutual_informations(of_pairs)
+    shape = (200, 5) if quick else (2000, 100)
+    yield "Many features about one target", lambda: screening(*shape)
     problems = (5, 64) if quick else (500, 256)
     yield "Many small problems", lambda: many_problems(*problems)

@@ -167,9 +167,10 @@ def test_the_chi_squared_distribution():
     rng = np.random.default_rng(42)
     x = rng.normal(size=(30, 2))
     y = np.sin(x[:, :1]) + rng.normal(size=(30, 1)) / 2
-    found = distance_covariance_test(None, x[:, :1], y, null="chi_squared")
-    np.testing.assert_allclose(found.statistic, 0.6944532473313991, rtol=1e-5)
-    np.testing.assert_allclose(found.p_value, 2.9734760555784715e-06, rtol=1e-3)
+    with jax.enable_x64(True):
+        found = distance_covariance_test(None, x[:, :1], y, null="chi_squared")
+    np.testing.assert_allclose(found.statistic, 0.6944532473313991, rtol=1e-9)
+    np.testing.assert_allclose(found.p_value, 2.9734760555784715e-06, rtol=1e-6)
 
 
 @pytest.mark.exhaustive

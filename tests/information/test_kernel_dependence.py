@@ -140,6 +140,17 @@ def test_kernel_cka():
     np.testing.assert_allclose(cka(X, Y, **OPTIONS), truth, rtol=2e-5)
 
 
+def test_hyppo_has_the_same_alignment():
+    """Numbers of hyppo 0.5.2's `Hsic` with γ = ½: the biased one there is the root."""
+    rng = np.random.default_rng(42)
+    x = rng.normal(size=(30, 2))
+    y = np.sin(x[:, :1]) + rng.normal(size=(30, 1)) / 2
+    unit = {"kernel_x": kernels.Gaussian(1.0), "kernel_y": kernels.Gaussian(1.0)}
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(cka(x, y, **unit) ** 0.5, 0.6775312915580024, rtol=1e-9)
+        np.testing.assert_allclose(cka(x, y, debias=True, **unit), 0.41197785367803624, rtol=1e-9)
+
+
 def test_the_alignment_with_a_constant_is_zero():
     constant = np.full((N, 1), 0.1)
     for debias in (False, True):
