@@ -11,7 +11,7 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.samples import Numbers
 from divjax.kernels.bandwidth import MedianDistance
 from divjax.kernels.contrasts import less_constant
-from divjax.kernels.log_means import log_mean_of_pairs, log_own_mean, log_sum
+from divjax.kernels.log_means import bounded_exp, log_mean_of_pairs, log_own_mean, log_sum
 from divjax.kernels.means import about_origin, block_values, mean_of_pairs, own_mean
 from divjax.kernels.pooled import (
     TwoMeasures,
@@ -154,7 +154,8 @@ def conditional_cauchy_schwarz(
     logarithms. Unlike `cauchy_schwarz` of the joint samples it does not compare p(x) with q(x).
 
     A plug-in of density estimates, biased at each bandwidth, and zero for equal samples. All sums
-    are in log space. Time O((n + m)² (d + e)), memory one block of the budget of
+    are in log space, except for responses whose kernel is wide: there, differences from its peak
+    keep the digits. Time O((n + m)² (d + e)), memory one block of the budget of
     `divjax.core.pairwise`.
 
     Args:
@@ -214,9 +215,44 @@ def _conditional(
     of_x, of_y = as_measures(kernels[0], conditions), as_measures(kernels[1], responses)
     mirrored = lambda pair: TwoMeasures(pair.y, pair.x, pair.b, pair.a)
     # The logarithm of ∬ p q counts twice: once as a mean over the pairs of p, once over those of q.
-    value = _log_ratio(kernels, (of_x, of_y))
-    value += _log_ratio(kernels, (mirrored(of_x), mirrored(of_y)))
-    return value.astype(jnp.result_type(conditions.dtype, responses.dtype))
+    sides = (of_x, of_y), (mirrored(of_x), mirrored(of_y))
+    by_logarithms = lambda: _log_ratio(kernels, sides[0]) + _log_ratio(kernels, sides[1])
+    dtype = jnp.result_type(conditions.dtype, responses.dtype)
+    if not is_radial(kernels[1]):
+        return by_logarithms().astype(dtype)
+    # As for `cauchy_schwarz`: L = c (1 + l), and log c cancels.
+    contrast, constant = less_constant(kernels[1], pooled_rows(responses))
+    wide = constant > 0
+
+    def excesses() -> Float[Array, "2 2"]:
+        # Under `vmap` both branches are evaluated, hence no division by zero.
+        unit = jnp.where(wide, constant, 1)
+        means = [_conditional_means((kernels[0], contrast), side) for side in sides]
+        return jnp.stack(means) / unit
+
+    relative = jax.lax.cond(wide, excesses, lambda: jnp.full((2, 2), -1, of_y.x.dtype))
+    near = jnp.all(relative > -0.5)
+
+    def by_contrasts() -> Float[Array, ""]:
+        own, other = jnp.log1p(jnp.where(near, relative, 0)).T
+        return jnp.sum(own - other)
+
+    return jax.lax.cond(near, by_contrasts, by_logarithms).astype(dtype)
+
+
+def _conditional_means(
+    kernels: tuple[GramKernel, GramKernel], pairs: tuple[TwoMeasures, TwoMeasures]
+) -> Float[Array, " 2"]:
+    """Means of a kernel l of the responses given the condition, over pairs of p and those of q.
+
+    With m(x_j) = Σ_i w_i K_ji l_ji / Σ_i w_i K_ji they are means over the pairs of p with weights
+    a_j/p̂(x_j). If L = c (1 + l), `_log_ratio` is log (1 + m_p) − log (1 + m_q) of these numbers.
+    """
+    a = pairs[0].a
+    density, own = _log_densities(kernels, pairs, of_other=False, logarithm=False)
+    _, other = _log_densities(kernels, pairs, of_other=True, logarithm=False)
+    shares = a * bounded_exp(-density - log_sum(-density, a))
+    return jnp.stack([shares @ own, shares @ other])
 
 
 def _log_ratio(
@@ -237,8 +273,12 @@ def _log_densities(
     pairs: tuple[TwoMeasures, TwoMeasures],
     *,
     of_other: bool,
+    logarithm: bool = True,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Log Σ_i w_i K_ji and log Σ_i w_i K_ji L_ji at the pairs of p, over its own or those of q."""
+    """Log Σ_i w_i K_ji and log Σ_i w_i K_ji L_ji at the pairs of p, over its own or those of q.
+
+    Without `logarithm`, instead of the second the mean Σ_i w_i K_ji L_ji / Σ_i w_i K_ji.
+    """
     weights = pairs[0].b if of_other else pairs[0].a
     sides = [
         about_origin(kernel, pair.x, pair.y if of_other else pair.x, weights != 0)
@@ -249,11 +289,17 @@ def _log_densities(
         # A row's distance from itself is exactly zero, which products of matrices would round.
         own = None if of_other else index[:, None] == jnp.arange(weights.size)
         of_x, of_y = (
-            block_values(kernel, rows, columns, own, True)
-            for kernel, rows, (_, columns) in zip(kernels, (x, y), sides, strict=True)
+            block_values(kernel, rows, columns, own, logs)
+            for kernel, rows, (_, columns), logs in zip(
+                kernels, (x, y), sides, (True, logarithm), strict=True
+            )
         )
+        density = log_sum(of_x, weights)
+        if not logarithm:
+            shares = weights * bounded_exp(of_x - density[:, None])
+            return density, jnp.sum(shares * of_y, axis=1)
         # Over pairs the kernel is the product of both, so that logarithms add up.
-        return log_sum(of_x, weights), log_sum(of_x + of_y, weights)
+        return density, log_sum(of_x + of_y, weights)
 
     (x, _), (y, _) = sides
     return map_row_blocks(block, weights.size, x, y, jnp.arange(x.shape[0]))

@@ -27,10 +27,21 @@ def log_sum(logs: Float[Array, "... m"], weights: Float[Array, " m"]) -> Float[A
     # In units of the largest term. Terms of weight zero may exceed it, and must not overflow.
     largest = jnp.max(jnp.where(weights == 0, -jnp.inf, logs), axis=-1, keepdims=True)
     largest = jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0, largest))
-    # The root of the range: the derivative in a weight of zero divides by a sum that may be small.
-    bound = 0.5 * jnp.log(float(jnp.finfo(logs.dtype).max)).astype(logs.dtype)
-    terms = weights * jnp.exp(jnp.minimum(logs - largest, bound))
+    terms = weights * bounded_exp(logs - largest)
     return safe_log(jnp.sum(terms, axis=-1)) + largest[..., 0]
+
+
+def bounded_exp(logs: Float[Array, "..."]) -> Float[Array, "..."]:
+    """exp, at most the root of the dtype's range: terms of weight zero must not overflow.
+
+    Derivatives in such a weight divide by a sum that may be small.
+
+    Example:
+        >>> bounded_exp(jnp.array([0.0, 1000.0])) < 1e20
+        Array([ True,  True], dtype=bool)
+    """
+    bound = 0.5 * jnp.log(float(jnp.finfo(logs.dtype).max)).astype(logs.dtype)
+    return jnp.exp(jnp.minimum(logs, bound))
 
 
 def _log_sum_of_pairs(

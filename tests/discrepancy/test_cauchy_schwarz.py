@@ -172,6 +172,38 @@ def test_without_a_condition_it_is_that_of_the_responses():
     np.testing.assert_allclose(found, alone, rtol=1e-6)
 
 
+@pytest.mark.parametrize("width", [3e2, 3e4])
+@pytest.mark.parametrize("condition", [0.7, 3e2])
+def test_wide_kernels_of_the_response_keep_their_digits(width, condition):
+    """In single precision, of divergences down to 10⁻⁹: double, or its limit, for ever wider ones.
+
+    The kernel 1 − (z − z′)²/2σ² leaves D = (Δ² of conditional means)/σ², with errors of 1/σ⁴.
+    """
+    x1, y1, x2, y2, a, b = conditional_samples()
+    kernel, response = kernels.Gaussian(condition), kernels.Gaussian(width)
+    arguments = [np.float32(rows) for rows in (x1, y1, x2, y2, a, b)]
+    exact = [np.longdouble(rows) for rows in arguments]
+    gaussian = lambda s: lambda u, v: np.exp(-np.sum((u - v) ** 2) / (2 * np.longdouble(s) ** 2))
+    expected = conditional_by_loop(gaussian(condition), gaussian(width), *exact)
+    with jax.enable_x64(False):
+        call = lambda y, b: discrepancy.conditional_cauchy_schwarz(
+            x1, y, x2, y2, a, b, kernel=kernel, response_kernel=response
+        )
+        x1, y1, x2, y2, a, b = map(jnp.asarray, arguments)
+        found, slopes = jax.value_and_grad(call, (0, 1))(y1, b)
+    np.testing.assert_allclose(found, float(expected), rtol=2e-5)
+    wide = lambda y, b: conditional_by_loop(
+        gaussian(condition), gaussian(width), exact[0], y, *exact[2:5], b / b.sum()
+    )
+    for i, (slope, at) in enumerate(zip(slopes, (exact[1], exact[5]), strict=True)):
+        step = np.zeros_like(at)
+        step[3] = 1e-3 * at[3]
+        pairs = [[exact[1], exact[5]] for _ in range(2)]
+        pairs[0][i], pairs[1][i] = at + step, at - step
+        difference = (wide(*pairs[0]) - wide(*pairs[1])) / (2 * step[3])
+        np.testing.assert_allclose(slope[3], float(difference.item()), rtol=1e-3)
+
+
 def test_conditions_far_apart_give_no_nan():
     x1, y1, x2, y2, *_ = conditional_samples()
     with jax.enable_x64(False):

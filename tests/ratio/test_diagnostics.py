@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from divjax.ratio import ClassifierRatio, ties
+from divjax.ratio import ClassifierRatio, heads, ties
 
 KEY = jax.random.key(0)
 ties_jit = jax.jit(ties)
@@ -267,3 +267,12 @@ def test_a_copy_in_half_precision_is_one(half, wide):
     found = ties(x, jnp.asarray(x, half))
     assert found.shared_p == found.shared_q == found.copied[0] == 1
     assert found.duplicates_p == found.lattice[0] == 0
+
+
+def test_a_divergence_from_another_point_is_flagged():
+    """KL between two points is infinite, and no number of rows is evidence of one: JS is log 2."""
+    p = jnp.ones((20, 2))
+    fit = ClassifierRatio(heads.GaussianDiscriminant(0.0), num_folds=2).fit(KEY, p, -p)
+    assert fit.kl().value > jnp.log(20)
+    assert fit.diagnostics.beyond_log_n
+    np.testing.assert_allclose(fit.js(base=2).value, 1, rtol=1e-5)

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from divjax.core.pytrees import pytree, ravel_particles
 from divjax.core.samples import Numbers
+from divjax.discrepancy.kernel_means import nan_if_lost
 from divjax.flows.mass import weighted_sum
 from divjax.flows.objectives.targets import (
     as_table,
@@ -14,7 +15,9 @@ from divjax.flows.objectives.targets import (
 )
 from divjax.flows.protocols import Variation
 from divjax.kernels.means import own_mean
+from divjax.kernels.pooled import TwoMeasures
 from divjax.kernels.protocols import Kernel, check_kernel
+from divjax.kernels.radial import Energy
 from divjax.kernels.sums import kernel_sums
 
 __all__ = ["MMD"]
@@ -34,7 +37,8 @@ class MMD:
     Attributes:
         samples: draws y from p, of shape (m, d) (an array, a list or a frame of numbers), or a
             pytree like the particles. NumPy's float64 is centred in float64. If the particles'
-            dtype cannot distinguish the samples, the value is NaN.
+            dtype cannot distinguish the samples, the value is NaN. So it is for `kernels.Energy()`
+            if distances between far clusters have lost it to rounding, as the energy distance.
         kernel: a kernel of `divjax.kernels`. A bandwidth rule is evaluated once, on the samples, so
             that F stays one functional along the flow.
 
@@ -95,5 +99,8 @@ class MMD:
         witness = (to_self - to_samples)[:, 0]
         # E k(x, x′) − 2 E k(x, y) + E k(y, y′): the witness has one of the two cross terms.
         value = 0.5 * (weighted_sum(weights, witness - to_samples[:, 0]) + self_term)
+        # The gradient is not lost with it: it is a sum of directions.
+        if isinstance(kernel, Energy):
+            value = nan_if_lost(value, TwoMeasures(x, y, weights, uniform[:, 0]))
         gradient = unravel((self_gradient - samples_gradient)[:, 0])
         return flagged(Variation(value, witness, gradient), rows), state

@@ -150,8 +150,11 @@ def target_rows(
     # At the origin the particles' grid has the width ε |origin|. If it is coarser than the samples'
     # spread, particles cannot move. NaN counts as resolved, and is flagged elsewhere.
     spread = _spread(y)
-    size = jnp.max(jnp.abs(origin.astype(x.dtype)))
-    resolved = (spread == 0) | ~(eps * size > spread / 2)
+    grid = eps * jnp.abs(origin.astype(x.dtype))
+    # Where all samples are alike there is one place to reach: half the grid away, or nearer.
+    apart = 2 * jnp.abs(rest.astype(x.dtype) + y[0])
+    grid = jnp.where(jnp.all(y == y[0], axis=0), apart, grid)
+    resolved = (spread == 0) | ~(jnp.max(grid) > spread / 2)
     if not centered:
         return TargetRows(x, (y + rest.astype(x.dtype)) + origin.astype(x.dtype), resolved)
     # The high part first: near it the difference is exact, and the low part then still counts.

@@ -44,7 +44,9 @@ class GaussianDiscriminant:
     Features come in units of both samples' common spread. One sample's standard deviations are at
     least four times the rounding of its largest value, and of 1, in these units: 5 · 10⁻⁷ in
     float32. Narrower ones cannot be told from a constant, at which log p/q is infinite; there a
-    feature's part of KL is too small, about 14 nats.
+    feature's part of KL is too small, about 14 nats. Away from a constant of q it is the square of
+    a distance in these units, a number such as 10¹² in place of infinity, with an interval that
+    does not know of it: `diagnostics.beyond_log_n` tells.
 
     Attributes:
         shrinkage: shrinkage intensities in [0, 1], 1 for zero correlation. Several form a grid, the

@@ -286,6 +286,63 @@ def test_an_offset_of_float64_samples_is_not_lost(kernel):
             np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("apart", [1e2, 1e6])
+def test_energies_between_far_clusters(apart):
+    """In single precision a difference of mean distances of 10⁶ is lost, and NaN.
+
+    The sums of directions are those of double precision.
+    """
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 30, 2))
+    x[:15, 0] += apart
+    y[:15, 0] += apart
+    x, y = x.astype(np.float32), 1.2 * y.astype(np.float32)
+    y[:15, 0] += np.float32(-0.2 * apart)
+    with jax.enable_x64(False):
+        weights = jnp.full(30, 1 / 30, jnp.float32)
+        objective = flows.MMD(jnp.asarray(y), kernels.Energy())
+        found = evaluate(objective, jnp.asarray(x), weights)
+    wide = [np.float64(rows) for rows in (x, y)]
+    distances = lambda u, v: np.linalg.norm(u[:, None] - v, axis=2)
+
+    def pull(u, v):
+        length = distances(u, v)[..., None]
+        return np.mean((u[:, None] - v) / np.where(length > 0, length, 1), axis=1)
+
+    value = sum(
+        share * distances(wide[i], wide[j]).mean()
+        for i, j, share in ((0, 1, 1), (0, 0, -0.5), (1, 1, -0.5))
+    )
+    if apart == 1e2:
+        np.testing.assert_allclose(found.value, value, rtol=1e-2)
+    else:
+        assert jnp.isnan(found.value)
+    exact = pull(wide[0], wide[1]) - pull(wide[0], wide[0])
+    np.testing.assert_allclose(found.gradient, exact, atol=2e-5)
+
+
+@pytest.mark.parametrize(("constant", "resolved"), [(1e8, True), (1e8 + 3, False)])
+def test_a_constant_feature_far_from_zero(constant, resolved):
+    """Float32 particles on a grid of 8 reach 10⁸, and are 3 beside it otherwise."""
+    rng = np.random.default_rng(4)
+    samples, x = (np.column_stack([rng.normal(size=30), np.full(30, constant)]) for _ in range(2))
+    with jax.enable_x64(False):
+        given, weights = jnp.asarray(x, jnp.float32), jnp.full(30, 1 / 30, jnp.float32)
+        found = evaluate(flows.MMD(samples, kernels.Energy()), given, weights)
+        if not resolved:
+            assert jnp.isnan(found.value)
+            return
+        # Rows that differ: the feature is lost.
+        samples[:5, 1] += 1
+        moved = evaluate(flows.MMD(samples, kernels.Energy()), given, weights)
+        assert jnp.isnan(moved.value)
+        samples[:5, 1] -= 1
+    mean = lambda u, v: np.abs(u[:, None] - v).mean()
+    u, v = np.float64(np.float32(x[:, 0])), samples[:, 0]
+    np.testing.assert_allclose(found.value, mean(u, v) - mean(u, u) / 2 - mean(v, v) / 2, rtol=1e-4)
+    np.testing.assert_allclose(found.gradient[:, 1], 0, atol=1e-6)
+
+
 @pytest.mark.parametrize("wrong", [0.0, 999999.0, -1e12])
 def test_one_wrong_sample_does_not_hide_a_lost_offset(wrong):
     """Float32 lies on a grid of 128 at 2³⁰, beside which the other rows' spread counts."""
