@@ -269,6 +269,7 @@ def test_a_copy_in_half_precision_is_one(half, wide):
     assert found.duplicates_p == found.lattice[0] == 0
 
 
+@pytest.mark.exhaustive
 def test_a_divergence_from_another_point_is_flagged():
     """KL between two points is infinite, and no number of rows is evidence of one: JS is log 2."""
     p = jnp.ones((20, 2))

@@ -82,11 +82,10 @@ def test_estimation_is_no_misfit():
         p = rng.choice(9, n, p=table)
         # The x of a row and the y of the other one in its block.
         q = p // 3 * 3 + p[np.arange(n) ^ 1] % 3
-        of_fold = lambda z, k: np.bincount(z[fold == k], minlength=9)
         scores, gap, excess = np.zeros((FOLDS, 9)), 0, 0
         for k in range(FOLDS):
-            own = [of_fold(z, k) / np.sum(fold == k) for z in (p, q)]
-            others = [sum(of_fold(z, j) for j in range(FOLDS) if j != k) for z in (p, q)]
+            own = [np.bincount(z[fold == k], minlength=9) / np.sum(fold == k) for z in (p, q)]
+            others = [np.bincount(z[fold != k], minlength=9) for z in (p, q)]
             u = scores[k] = np.log((others[0] + 0.5) / (others[1] + 0.5))
             gap += loss(u, u, *own) - loss(u, u, *(count / count.sum() for count in others))
             uniform = np.full(9, 1 / 9)

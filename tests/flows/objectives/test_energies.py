@@ -290,7 +290,7 @@ def test_an_offset_of_float64_samples_is_not_lost(kernel):
 def test_energies_between_far_clusters(apart):
     """In single precision a difference of mean distances of 10⁶ is lost, and NaN.
 
-    The sums of directions are those of double precision.
+    The sums of directions are those of double precision to 10⁻⁴, whatever is lost of the value.
     """
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 30, 2))
@@ -318,7 +318,7 @@ def test_energies_between_far_clusters(apart):
     else:
         assert jnp.isnan(found.value)
     exact = pull(wide[0], wide[1]) - pull(wide[0], wide[0])
-    np.testing.assert_allclose(found.gradient, exact, atol=2e-5)
+    np.testing.assert_allclose(found.gradient, exact, atol=1e-4)
 
 
 @pytest.mark.parametrize(("constant", "resolved"), [(1e8, True), (1e8 + 3, False)])
