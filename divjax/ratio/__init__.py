@@ -18,9 +18,10 @@ from divjax.ratio.estimators import (
     classifier_kl,
 )
 from divjax.ratio.fit import RatioFit
-from divjax.ratio.given_scores import Classifier, SklearnRatio, from_scores
+from divjax.ratio.given_scores import from_scores
 from divjax.ratio.mean_matching import KernelMeanMatching, MatchedWeights
 from divjax.ratio.protocols import Fold, Head, InstanceBased, Parametric, Ranged, Rows
+from divjax.ratio.sklearn_ratio import Classifier, SklearnRatio
 
 __all__ = [
     "BoundFit",
