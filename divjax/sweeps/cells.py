@@ -109,6 +109,9 @@ class Cells:
 def _as_input(constant: Any) -> Array:
     """An array that a function refers to, for the program of a cell, which is on one device."""
     array = constant if isinstance(constant, jax.Array) else jnp.asarray(constant)
+    # Whole on each device, as NumPy's arrays are under a mesh: one of them will do.
+    if array.is_fully_replicated:
+        return array.addressable_data(0)
     if len(array.sharding.device_set) > 1:
         raise ValueError(
             f"fn must refer to arrays on one device; got one of shape {array.shape} on "

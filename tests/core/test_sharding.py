@@ -15,6 +15,7 @@ from divjax.core.pairwise import map_row_blocks
 from divjax.core.sharding import gathered
 
 KEY = jax.random.key(1)
+NUMBERS = np.arange(3.0, dtype=np.float32)
 X = jax.random.normal(jax.random.key(0), (16, 2))
 Y = 1.5 * X[::-1] + 1
 FLOW = flows.Flow(
@@ -170,6 +171,7 @@ def test_estimates_from_neighbors_gather_no_sample(estimate):
     "function",
     [
         lambda key, scale: scale * jax.random.normal(key),
+        lambda key, scale: scale * jnp.sum(NUMBERS),
         lambda key, scale: ot.sinkhorn(X, Y, epsilon=scale, solver=BLOCKS).value,
     ],
 )
