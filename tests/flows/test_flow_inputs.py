@@ -8,21 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from divjax import flows, kernels, problems
-
-KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (16, 2))
-TARGETS = tuple(flows.KL(target.log_prob) for target in problems.two_component_targets())
-# Of two, the shortest combination is a formula; of four, a loop that takes longer to compile.
-PAIR = TARGETS[:2]
-OPTIONS = dict(velocity=flows.SVGD(kernels.Gaussian(bandwidth=1.0)), optimizer=optax.adam(0.05))
-OF_RUN = "num_steps", "record_every", "observe", "tolerance"
-
-
-def run(key, particles, objectives, **options):
-    options = OPTIONS | options
-    of_run = {name: options.pop(name) for name in OF_RUN if name in options}
-    return flows.Flow(objectives, **options).run(key, particles, **of_run)
+from divjax import flows, kernels
+from tests.flows.test_flow import KEY, OPTIONS, PAIR, TARGETS, X, run
 
 
 class TooFew:

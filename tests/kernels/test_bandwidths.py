@@ -8,16 +8,13 @@ import scipy.spatial.distance
 from scipy.spatial.distance import pdist
 
 from divjax import kernels
+from tests.kernels.test_kernels import points
 
 
 @pytest.fixture(autouse=True)
 def double_precision():
     with jax.enable_x64(True):
         yield
-
-
-def points(n, d=3, seed=0):
-    return np.random.default_rng(seed).normal(size=(n, d))
 
 
 def test_rules_are_their_formulas():
